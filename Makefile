@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+# Short names for the commands developers use. `make dev` comes first, in a virtual environment.
+.PHONY: dev check test-all lint format tidy asan tsan fuzz bench docs pins clean
+
+sources := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/*.h' 'tests/*.cpp')
+sanitized := build/asan
+
+dev:        ## editable install with everything the tests need
+	pip install -c constraints.txt scikit-build-core pybind11 cmake ninja
+	pip install -c constraints.txt --no-build-isolation -e '.[test,bench]'
+
+check:      ## the gate: what CI runs and what "done" means
+	pytest
+
+test-all:   ## the gate and the slow tests
+	pytest --run-slow
+
+lint:       ## style and types only
+	pytest tests/unit/test_style.py tests/unit/test_layers.py
+
+format:
+	ruff check --fix --quiet
+	ruff format --quiet
+	clang-format -i $(sources)
+
+tidy:
+	cmake -S . -B build/tidy -G Ninja -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	  -Dpybind11_DIR=$$(python -m pybind11 --cmakedir)
+	run-clang-tidy -quiet -p build/tidy 'csrc/(base|quantizer|index|search|bindings)/'
+
+asan:       ## the Python suite over an engine built with the address and undefined-behaviour sanitizers
+	pip install -c constraints.txt --no-build-isolation --no-deps --target $(sanitized) --upgrade \
+	  -C build-dir=build/asan-objects -C cmake.define.WEFT_SANITIZE=address,undefined .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(sanitized) \
+	  pytest tests/engine tests/lifecycle tests/fuzz tests/golden
+
+tsan:       ## the C++ tests under the thread sanitizer
+	cmake -S . -B build/tsan -G Ninja -DWEFT_BUILD_TESTS=ON -DWEFT_SANITIZE=thread
+	cmake --build build/tsan
+	ctest --test-dir build/tsan --output-on-failure
+
+fuzz:       ## byte edits on valid files, many more than in the gate
+	WEFT_THREADS=1 pytest --run-slow tests/fuzz
+
+bench:
+	pytest bench
+
+docs:       ## the README and the examples of every docstring, run
+	pytest tests/unit/test_readme.py tests/unit/test_doctests.py
+
+pins:       ## constraints.txt from the present environment
+	python tools/pin.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
