@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// AVX2 with FMA and F16C: a group is two registers. VPMADDUBSW adds pairs of u8 * s8 products with
+// 16-bit saturation. Signed rows therefore hand over |row| and give their sign to the tile:
+// 2 * 128 * 127 = 32,512 fits. Codes of at most 4 bits leave room for eight words before the sums widen:
+// 8 * 2 * 15 * 127 = 30,480.
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#define WEFT_INLINE [[gnu::always_inline]] inline
+
+namespace weft::kernels {
+namespace {
+
+constexpr size_t kRows = 4;
+constexpr size_t kGroups = 1;
+constexpr bool kUnsignedRows = false;
+
+struct Ints {
+  __m256i lo, hi;
+};
+struct Floats {
+  __m256 lo, hi;
+};
+using Quads = Ints;
+using Bytes = __m128i;
+struct Word {
+  __m256i value, magnitude;
+};
+
+WEFT_INLINE __m256i load256(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+WEFT_INLINE __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+WEFT_INLINE void store256(void* p, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+WEFT_INLINE void store128(void* p, __m128i a) { _mm_storeu_si128(static_cast<__m128i*>(p), a); }
+WEFT_INLINE __m256i broadcast(const uint8_t* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return _mm256_set1_epi32(word);
+}
+
+WEFT_INLINE Quads load_quads(const int8_t* p) { return {load256(p), load256(p + 32)}; }
+WEFT_INLINE Word broadcast_word(const uint8_t* p) {
+  const __m256i value = broadcast(p);
+  return {value, _mm256_abs_epi8(value)};
+}
+WEFT_INLINE __m256i dot_half(__m256i sum, __m256i tile, Word row) {
+  const __m256i pairs = _mm256_maddubs_epi16(row.magnitude, _mm256_sign_epi8(tile, row.value));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+WEFT_INLINE Ints dot(Ints sum, Quads tile, Word row) {
+  return {dot_half(sum.lo, tile.lo, row), dot_half(sum.hi, tile.hi, row)};
+}
+WEFT_INLINE int32_t sum_of(__m256i a) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+WEFT_INLINE int32_t byte_dot(const int8_t* x, const int8_t* row, size_t dim) {
+  __m256i sums = _mm256_setzero_si256();
+  for (size_t d = 0; d < dim; d += 32) {
+    const __m256i value = load256(row + d);
+    sums = dot_half(sums, load256(x + d), {value, _mm256_abs_epi8(value)});
+  }
+  return sum_of(sums);
+}
+
+WEFT_INLINE Ints load_ints(const int32_t* p) { return {load256(p), load256(p + 8)}; }
+WEFT_INLINE Ints load_shorts(const int16_t* p) {
+  return {_mm256_cvtepi16_epi32(load128(p)), _mm256_cvtepi16_epi32(load128(p + 8))};
+}
+WEFT_INLINE void store(int32_t* p, Ints a) {
+  store256(p, a.lo);
+  store256(p + 8, a.hi);
+}
+/// The low halves of both registers' words, in order.
+WEFT_INLINE __m256i low_halves(Ints a) {
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  const __m256i mixed =
+      _mm256_packus_epi32(_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask));
+  return _mm256_permute4x64_epi64(mixed, 0xd8);
+}
+WEFT_INLINE void store_shorts(int16_t* p, Ints a) { store256(p, low_halves(a)); }
+WEFT_INLINE void store_bytes(void* p, Ints a) {
+  const __m256i bytes = _mm256_and_si256(low_halves(a), _mm256_set1_epi16(0xff));
+  store128(p, _mm_packus_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+WEFT_INLINE Ints fill(int32_t a) { return {_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
+WEFT_INLINE Ints add(Ints a, Ints b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+WEFT_INLINE Ints sub(Ints a, Ints b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+WEFT_INLINE Ints mul(Ints a, Ints b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+WEFT_INLINE Ints both(Ints a, Ints b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+WEFT_INLINE Ints larger(Ints a, Ints b) {
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
+WEFT_INLINE Ints smaller(Ints a, Ints b) {
+  return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
+WEFT_INLINE Ints shift_right(Ints a, unsigned n) {
+  const __m128i count = _mm_cvtsi32_si128(static_cast<int>(n));
+  return {_mm256_sra_epi32(a.lo, count), _mm256_sra_epi32(a.hi, count)};
+}
+WEFT_INLINE unsigned at_least(Ints a, Ints b) {
+  const __m256 lo = _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.lo, a.lo));
+  const __m256 hi = _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.hi, a.hi));
+  const int below = _mm256_movemask_ps(lo) | _mm256_movemask_ps(hi) << 8;
+  return static_cast<unsigned>(~below & 0xffff);
+}
+
+WEFT_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+WEFT_INLINE Floats load_halves(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))};
+}
+WEFT_INLINE void store(float* p, Floats a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+WEFT_INLINE void store_halves(uint16_t* p, Floats a) {
+  store128(p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  store128(p + 8, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+WEFT_INLINE Floats fill(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+WEFT_INLINE Floats add(Floats a, Floats b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+WEFT_INLINE Floats sub(Floats a, Floats b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+WEFT_INLINE Floats mul(Floats a, Floats b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+WEFT_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+WEFT_INLINE Floats larger(Floats a, Floats b) {
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+WEFT_INLINE Floats smaller(Floats a, Floats b) {
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+WEFT_INLINE Floats round(Floats a) {
+  return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+WEFT_INLINE Ints to_ints(Floats a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+WEFT_INLINE Floats to_floats(Ints a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+WEFT_INLINE float sum(Floats a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+WEFT_INLINE Bytes load_bytes(const uint8_t* p) { return load128(p); }
+WEFT_INLINE Bytes larger(Bytes a, Bytes b) { return _mm_max_epu8(a, b); }
+WEFT_INLINE uint32_t sum(Bytes a) {
+  const __m128i two = _mm_sad_epu8(a, _mm_setzero_si128());
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2));
+}
+
+WEFT_INLINE void flip_signs(const void* in, uint8_t* out) {
+  store256(out, _mm256_xor_si256(load256(in), _mm256_set1_epi8(-128)));
+}
+
+/// Output word i is input word i / p shifted by nbits * (i % p), p = 8 / nbits.
+template <unsigned kBits>
+WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
+  constexpr int kPerByte = 8 / kBits;
+  int32_t words[4] = {};
+  __builtin_memcpy(words, code, 4 * kBits);
+  const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i slots = _mm256_and_si256(numbers, _mm256_set1_epi32(kPerByte - 1));
+  const __m256i sources = _mm256_srli_epi32(numbers, kPerByte == 2 ? 1 : kPerByte == 4 ? 2 : 3);
+  const __m256i shifts = _mm256_mullo_epi32(slots, _mm256_set1_epi32(kBits));
+  const __m256i from = _mm256_castsi128_si256(load128(words));
+  const __m256i spread = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(from, sources), shifts);
+  store256(out, _mm256_and_si256(spread, _mm256_set1_epi8((1 << kBits) - 1)));
+}
+
+#include "kernels/generic.inl"
+
+/// WordDots for rows of at most 15: sums stay 16 bits wide over a chunk of eight words.
+struct NarrowDots {
+  template <size_t kR, size_t kG>
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+                              Ints (&acc)[kR][kG]) {
+    const int8_t* quads = tile.data + group * tile.dim * kLanes;
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (size_t d = 0; d < tile.dim; d += kChunk) {
+      Ints narrow[kR];
+      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) narrow[r] = fill(0);
+      WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
+        const Quads q = load_quads(quads + (d + i) * kLanes);
+        WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+          const __m256i word = broadcast(rows[r] + d + i);
+          narrow[r].lo = _mm256_add_epi16(narrow[r].lo, _mm256_maddubs_epi16(word, q.lo));
+          narrow[r].hi = _mm256_add_epi16(narrow[r].hi, _mm256_maddubs_epi16(word, q.hi));
+        }
+      }
+      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+        acc[r][0] = add(acc[r][0], {_mm256_madd_epi16(narrow[r].lo, ones),
+                                    _mm256_madd_epi16(narrow[r].hi, ones)});
+      }
+    }
+  }
+};
+
+}  // namespace
+
+extern const Kernels avx2_table;
+const Kernels avx2_table = {
+    "avx2",       tile_dots, nearest, row_dots,    quantize_dots,         table_maxsim, accumulate,
+    histogram,    collect,   score_codes<NarrowDots>, maxsim_rows, quantize_row, to_int8, half_to_float,
+    float_to_half};
+
+}  // namespace weft::kernels

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every kernel once, over the vector vocabulary that the including file has defined. Each ISA file
+// includes this inside its anonymous namespace, so that no two of them share a symbol.
+//
+// A vector always has 16 lanes, one group of a tile; a narrow machine uses several registers for it.
+//
+//   Quads    64 tile bytes, four dimensions of 16 lanes      load_quads
+//   Word     four bytes of one row, in every lane            broadcast_word
+//   Ints     16 x s32   load_ints load_shorts store store_shorts store_bytes (the two narrow ones
+//                       truncate) fill add sub mul both larger smaller shift_right (arithmetic)
+//                       at_least (bit mask) dot(sum, Quads, Word) byte_dot (see row_dots)
+//   Floats   16 x f32   load_floats load_halves store store_halves fill add sub mul fma(a, b, c)
+//                       larger smaller round to_ints to_floats sum (by halving)
+//   Bytes    16 x u8    load_bytes larger sum
+//   expand_codes<nbits> 32 codes to 32 bytes in dimension order;  flip_signs: 32 bytes ^ 0x80
+//
+// larger(a, b) is a > b ? a : b and smaller(a, b) is a < b ? a : b, so a NaN in `a` gives b; round and
+// to_ints go to the nearest, ties to even. kRows x kGroups vectors of sums are kept in registers.
+// kUnsignedRows: dot() takes the bytes of a Word as u8, otherwise as s8. Tile bytes are always s8.
+//
+// Nothing overflows: |sum of products| <= 255 * 127 * 4,128 < 2^27, and moving rows by 128 adds at most
+// 128 * |sums| <= 128 * 127 * 4,128 < 2^27 in between.
+
+#define WEFT_UNROLL _Pragma("GCC unroll 16")
+#define WEFT_PREFETCH(address) __builtin_prefetch(address)
+
+constexpr size_t kMaxDim = 4128;
+constexpr size_t kChunk = 32;  // dim is a multiple of it
+
+// ---- Integer tiles -------------------------------------------------------------------------------
+
+/// acc[r][g][lane] += sum_d tile[group + g][lane][d] * rows[r][d].
+struct WordDots {
+  template <size_t kR, size_t kG>
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+                              Ints (&acc)[kR][kG]) {
+    const int8_t* quads = tile.data + group * tile.dim * kLanes;
+    const size_t group_size = tile.dim * kLanes;
+    for (size_t d = 0; d < tile.dim; d += 4) {
+      Quads q[kG];
+      WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+        q[g] = load_quads(quads + g * group_size + d * kLanes);
+      }
+      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+        const Word word = broadcast_word(rows[r] + d);
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = dot(acc[r][g], q[g], word);
+      }
+    }
+  }
+};
+
+/// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the last
+/// of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
+template <class Dots, size_t kR, size_t kG, class Rows, class Visit>
+WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* const* pointers,
+                            size_t first, size_t count, const Rows& rows, const Visit& visit) {
+  Ints acc[kR][kG];
+  WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+    const Ints start =
+        rows.offset() == 0
+            ? fill(0)
+            : mul(fill(rows.offset()), load_ints(tile.sums + (group + g) * kLanes));
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) acc[r][g] = start;
+  }
+  Dots::template run<kR, kG>(tile, group, pointers, acc);
+  visit(first, count, group, acc);
+}
+
+template <class Dots, size_t kR, class Rows, class Visit>
+WEFT_INLINE void scan_block(const ByteTile& tile, size_t first, size_t count, Rows& rows,
+                            const Visit& visit) {
+  const uint8_t* pointers[kR];
+  rows.template load<kR>(first, count, pointers);
+  size_t group = 0;
+  for (; group + kGroups <= tile.groups; group += kGroups) {
+    scan_group<Dots, kR, kGroups>(tile, group, pointers, first, count, rows, visit);
+  }
+  if constexpr (kGroups > 1) {
+    for (; group < tile.groups; ++group) {
+      scan_group<Dots, kR, 1>(tile, group, pointers, first, count, rows, visit);
+    }
+  }
+}
+
+template <class Dots, class Rows, class Visit>
+WEFT_INLINE void scan(const ByteTile& tile, size_t n, Rows& rows, const Visit& visit) {
+  constexpr size_t kHalf = kRows / 2;
+  size_t first = 0;
+  while (n - first > kHalf) {
+    const size_t left = n - first;
+    const size_t count = left < kRows ? left : kRows;
+    scan_block<Dots, kRows>(tile, first, count, rows, visit);
+    first += count;
+  }
+  if constexpr (kHalf > 0) {
+    if (first < n) scan_block<Dots, kHalf>(tile, first, n - first, rows, visit);
+  }
+}
+
+/// s8 rows, moved to u8 where dot() wants that.
+struct SignedRows {
+  const int8_t* rows;
+  size_t dim;
+  alignas(64) uint8_t moved[kUnsignedRows ? kRows * kMaxDim : 64];
+
+  SignedRows(const int8_t* first_row, size_t row_size) : rows(first_row), dim(row_size) {}
+
+  WEFT_INLINE int32_t offset() const { return kUnsignedRows ? -128 : 0; }
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < kR; ++r) {
+      const size_t row = r < count ? r : count - 1;
+      const int8_t* source = rows + (first + row) * dim;
+      if constexpr (kUnsignedRows) {
+        uint8_t* target = moved + r * dim;
+        for (size_t d = 0; d < dim; d += kChunk) flip_signs(source + d, target + d);
+        out[r] = target;
+      } else {
+        out[r] = reinterpret_cast<const uint8_t*>(source);
+      }
+    }
+  }
+};
+
+struct StoreDots {
+  int32_t* dots;
+  size_t lanes;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      if (r < count) {
+        int32_t* out = dots + (first + r) * lanes + group * kLanes;
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) store(out + g * kLanes, acc[r][g]);
+      }
+    }
+  }
+};
+
+void tile_dots(const ByteTile& tile, const int8_t* rows, size_t n, int32_t* dots) {
+  SignedRows source(rows, tile.dim);
+  scan<WordDots>(tile, n, source, StoreDots{dots, tile.lanes()});
+}
+
+struct KeepBest {
+  const int32_t* bias;
+  uint32_t first_row;
+  unsigned shift;
+  int32_t* keys;
+  size_t lanes;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    for (size_t g = 0; g < kG; ++g) {
+      int32_t* out = keys + (group + g) * kLanes;
+      Ints best[4];
+      WEFT_UNROLL for (size_t i = 0; i < 4; ++i) best[i] = load_ints(out + i * lanes);
+      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+        if (r < count) {
+          const size_t row = first_row + first + r;
+          const Ints value = shift_right(add(acc[r][g], fill(bias[first + r])), shift);
+          Ints key = add(mul(value, fill(65536)), fill(static_cast<int32_t>(65535 - row)));
+          WEFT_UNROLL for (size_t i = 0; i < 4; ++i) {
+            const Ints loser = smaller(best[i], key);
+            best[i] = larger(best[i], key);
+            key = loser;
+          }
+        }
+      }
+      WEFT_UNROLL for (size_t i = 0; i < 4; ++i) store(out + i * lanes, best[i]);
+    }
+  }
+};
+
+void nearest(const ByteTile& tile, const int8_t* rows, const int32_t* bias, size_t n, uint32_t first,
+             unsigned shift, int32_t* keys) {
+  SignedRows source(rows, tile.dim);
+  scan<WordDots>(tile, n, source, KeepBest{bias, first, shift, keys, tile.lanes()});
+}
+
+void row_dots(const int8_t* x, const int8_t* rows, size_t n, size_t dim, int32_t* out) {
+  for (size_t i = 0; i < n; ++i) out[i] = byte_dot(x, rows + i * dim, dim);
+}
+
+void quantize_dots(const int32_t* dots, size_t n, unsigned shift, int16_t factor, int16_t* base,
+                   uint8_t* table) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    const Ints value = shift_right(load_ints(dots + i), shift);
+    const Ints clipped = smaller(larger(value, fill(-32768)), fill(32767));
+    store_shorts(base + i, clipped);
+    const Ints scaled = shift_right(add(mul(clipped, fill(factor)), fill(1 << 14)), 15);
+    store_bytes(table + i, smaller(larger(scaled, fill(0)), fill(255)));
+  }
+}
+
+// ---- Residual codes ------------------------------------------------------------------------------
+
+/// Codes as bytes; those of 8 bits are moved to s8 where dot() wants that.
+template <unsigned kBits>
+struct CodeRows {
+  const CodeBlock& block;
+  size_t dim;
+  size_t lanes;
+  alignas(64) uint8_t bytes[kRows * kMaxDim];
+
+  CodeRows(const CodeBlock& codes, size_t row_size, size_t n_lanes)
+      : block(codes), dim(row_size), lanes(n_lanes) {}
+
+  static constexpr bool kMove = kBits == 8 && !kUnsignedRows;
+
+  WEFT_INLINE int32_t offset() const { return kMove ? 128 : 0; }
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < kR; ++r) {
+      const size_t token = first + (r < count ? r : count - 1);
+      const uint8_t* source = block.codes + token * (dim * kBits / 8);
+      const int16_t* base = block.base + base_row(block, token) * lanes;
+      for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);
+      uint8_t* target = bytes + r * dim;
+      if constexpr (kMove) {
+        for (size_t d = 0; d < dim; d += kChunk) flip_signs(source + d, target + d);
+        out[r] = target;
+      } else if constexpr (kBits == 8) {
+        out[r] = source;
+      } else {
+        for (size_t d = 0; d < dim; d += kChunk) {
+          expand_codes<kBits>(source + d * kBits / 8, target + d);
+        }
+        out[r] = target;
+      }
+    }
+  }
+
+  WEFT_INLINE static size_t base_row(const CodeBlock& block, size_t token) {
+    const uint32_t parent = block.parents[token];
+    return parent < block.n_cells ? parent : block.n_cells;
+  }
+};
+
+struct KeepScores {
+  const CodeBlock& block;
+  const int32_t* sums;
+  size_t lanes;
+  float* best;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    Floats top[kG];
+    Ints middle[kG];
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+      top[g] = load_floats(best + (group + g) * kLanes);
+      middle[g] = mul(fill(block.middle), load_ints(sums + (group + g) * kLanes));
+    }
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      if (r < count) {
+        const size_t token = first + r;
+        const int16_t* base =
+            block.base + CodeRows<8>::base_row(block, token) * lanes + group * kLanes;
+        const Floats base_scale = fill(block.base_scale[token]);
+        const Floats code_scale = fill(block.code_scale[token]);
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+          const Floats residual = to_floats(sub(add(acc[r][g], acc[r][g]), middle[g]));
+          const Floats start = mul(base_scale, to_floats(load_shorts(base + g * kLanes)));
+          top[g] = larger(fma(code_scale, residual, start), top[g]);
+        }
+      }
+    }
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) store(best + (group + g) * kLanes, top[g]);
+  }
+};
+
+template <class Dots, unsigned kBits>
+void score_codes_of(const ByteTile& tile, const CodeBlock& block, float* best) {
+  CodeRows<kBits> source(block, tile.dim, tile.lanes());
+  scan<Dots>(tile, block.n, source, KeepScores{block, tile.sums, tile.lanes(), best});
+}
+
+/// `NarrowDots` serves codes of at most 4 bits.
+template <class NarrowDots>
+void score_codes(const ByteTile& tile, const CodeBlock& block, float* best) {
+  switch (block.nbits) {
+    case 1: return score_codes_of<NarrowDots, 1>(tile, block, best);
+    case 2: return score_codes_of<NarrowDots, 2>(tile, block, best);
+    case 4: return score_codes_of<NarrowDots, 4>(tile, block, best);
+    default: return score_codes_of<WordDots, 8>(tile, block, best);
+  }
+}
+
+// ---- Tables, accumulators ------------------------------------------------------------------------
+
+template <size_t kG>
+WEFT_INLINE uint32_t table_sum(const ScoreTable& table, size_t group, const uint16_t* parents,
+                               const uint8_t* children, size_t n) {
+  const size_t row_size = table.groups * kLanes;
+  const uint8_t* rows = table.rows + group * kLanes;
+  Bytes best[kG];
+  WEFT_UNROLL for (size_t g = 0; g < kG; ++g) best[g] = Bytes{};
+  for (size_t t = 0; t < n; ++t) {
+    const uint32_t parent = parents[t];
+    const uint32_t cell = table.cells[parent < table.n_cells ? parent : table.n_cells];
+    const uint32_t child = children[t] & (0u - (cell >> 31));
+    const uint8_t* row = rows + ((cell & 0x7fffffffu) + size_t{child}) * row_size;
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+      best[g] = larger(best[g], load_bytes(row + g * kLanes));
+    }
+  }
+  uint32_t total = 0;
+  for (size_t g = 0; g < kG; ++g) total += sum(best[g]);
+  return total;
+}
+
+uint32_t table_maxsim(const ScoreTable& table, const uint16_t* parents, const uint8_t* children,
+                      size_t n) {
+  uint32_t total = 0;
+  size_t group = 0;
+  for (; group + 4 <= table.groups; group += 4) {
+    total += table_sum<4>(table, group, parents, children, n);
+  }
+  for (; group + 2 <= table.groups; group += 2) {
+    total += table_sum<2>(table, group, parents, children, n);
+  }
+  if (group < table.groups) total += table_sum<1>(table, group, parents, children, n);
+  return total;
+}
+
+template <unsigned kWidth>
+WEFT_INLINE uint32_t read_doc(const uint8_t* docs, size_t i, uint32_t limit) {
+  const uint8_t* p = docs + i * kWidth;
+  uint32_t doc = static_cast<uint32_t>(p[0] | p[1] << 8);
+  if constexpr (kWidth == 3) doc |= static_cast<uint32_t>(p[2]) << 16;
+  return doc < limit ? doc : limit;
+}
+
+template <unsigned kWidth>
+WEFT_INLINE void accumulate_of(const uint8_t* docs, size_t n, uint32_t limit, uint32_t gain,
+                               uint32_t stamp, uint32_t* words) {
+  constexpr size_t kAhead = 16;
+  for (size_t i = 0; i < n; ++i) {
+    const size_t ahead = i + kAhead < n ? i + kAhead : n - 1;
+    WEFT_PREFETCH(words + read_doc<kWidth>(docs, ahead, limit));
+    const uint32_t doc = read_doc<kWidth>(docs, i, limit);
+    const uint32_t word = words[doc];
+    const uint32_t added = ((word + gain) & kSumMask) | stamp << kSumBits;
+    words[doc] = word >> kSumBits == stamp ? word : added;
+  }
+}
+
+void accumulate(const uint8_t* docs, size_t n, unsigned width, uint32_t limit, uint32_t gain,
+                uint32_t stamp, uint32_t* words) {
+  if (width == 2) {
+    accumulate_of<2>(docs, n, limit, gain, stamp, words);
+  } else {
+    accumulate_of<3>(docs, n, limit, gain, stamp, words);
+  }
+}
+
+/// Calls visit(i) for every i whose sum is at least `least`, ascending.
+template <class Visit>
+WEFT_INLINE void visit_sums(const uint32_t* words, size_t n, uint32_t least, const Visit& visit) {
+  const Ints bound = fill(static_cast<int32_t>(least));
+  const Ints mask = fill(static_cast<int32_t>(kSumMask));
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Ints sums = both(load_ints(reinterpret_cast<const int32_t*>(words + i)), mask);
+    for (unsigned hits = at_least(sums, bound); hits != 0; hits &= hits - 1) {
+      visit(i + static_cast<size_t>(__builtin_ctz(hits)));
+    }
+  }
+  for (; i < n; ++i) {
+    if ((words[i] & kSumMask) >= least) visit(i);
+  }
+}
+
+void histogram(const uint32_t* words, size_t n, unsigned shift, uint32_t n_bins, uint32_t* bins) {
+  visit_sums(words, n, 1, [&](size_t i) {
+    const uint32_t bin = (words[i] & kSumMask) >> shift;
+    bins[bin < n_bins ? bin : n_bins - 1] += 1;
+  });
+}
+
+size_t collect(const uint32_t* words, size_t n, uint32_t least, uint32_t* docs) {
+  if (least > kSumMask) return 0;
+  size_t count = 0;
+  visit_sums(words, n, least, [&](size_t i) { docs[count++] = static_cast<uint32_t>(i); });
+  return count;
+}
+
+// ---- Floats --------------------------------------------------------------------------------------
+
+template <size_t kR, size_t kG>
+WEFT_INLINE void float_block(const FloatTile& tile, size_t group, const float* const* rows,
+                             float* best) {
+  const float* lanes = tile.data + group * tile.dim * kLanes;
+  const size_t group_size = tile.dim * kLanes;
+  Floats acc[kR][kG];
+  WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = fill(0.0f);
+  }
+  for (size_t d = 0; d < tile.dim; ++d) {
+    Floats q[kG];
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+      q[g] = load_floats(lanes + g * group_size + d * kLanes);
+    }
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      const Floats value = fill(rows[r][d]);
+      WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = fma(q[g], value, acc[r][g]);
+    }
+  }
+  WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+    Floats top = load_floats(best + (group + g) * kLanes);
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) top = larger(acc[r][g], top);
+    store(best + (group + g) * kLanes, top);
+  }
+}
+
+void maxsim_rows(const FloatTile& tile, const float* rows, size_t stride, size_t n, float* best) {
+  for (size_t first = 0; first < n; first += kRows) {
+    const float* pointers[kRows];
+    for (size_t r = 0; r < kRows; ++r) {
+      const size_t row = first + r < n ? first + r : n - 1;
+      pointers[r] = rows + row * stride;
+    }
+    size_t group = 0;
+    for (; group + kGroups <= tile.groups; group += kGroups) {
+      float_block<kRows, kGroups>(tile, group, pointers, best);
+    }
+    if constexpr (kGroups > 1) {
+      for (; group < tile.groups; ++group) float_block<kRows, 1>(tile, group, pointers, best);
+    }
+  }
+}
+
+/// The level of each value, still a float.
+WEFT_INLINE Floats level_of(Floats value, Floats inverse, Floats half, Floats middle) {
+  const Floats position = fma(value, inverse, half);
+  return round(smaller(larger(position, fill(0.0f)), middle));
+}
+
+float quantize_row(const float* row, size_t dim, const float* factors, size_t n_factors,
+                   int32_t middle, uint8_t* levels) {
+  alignas(64) float lanes[kLanes];
+  Floats widest_lanes = fill(0.0f);
+  for (size_t d = 0; d < dim; d += kLanes) {
+    const Floats value = load_floats(row + d);
+    widest_lanes = larger(larger(value, sub(fill(0.0f), value)), widest_lanes);
+  }
+  store(lanes, widest_lanes);
+  float widest = 0.0f;
+  for (const float lane : lanes) widest = lane > widest ? lane : widest;
+  if (!(widest > 0.0f)) {
+    for (size_t d = 0; d < dim; ++d) levels[d] = static_cast<uint8_t>(middle / 2);
+    return 0.0f;
+  }
+
+  const float top = static_cast<float>(middle);
+  const float half = top * 0.5f;
+  float best = -1.0f;
+  float best_step = 0.0f;
+  float best_inverse = 0.0f;
+  for (size_t i = 0; i < n_factors; ++i) {
+    const float inverse = top / (widest * factors[i] * 2.0f);
+    Floats dots = fill(0.0f);
+    Floats norms = fill(0.0f);
+    for (size_t d = 0; d < dim; d += kLanes) {
+      const Floats value = load_floats(row + d);
+      const Floats z = sub(level_of(value, fill(inverse), fill(half), fill(top)), fill(half));
+      dots = fma(value, z, dots);
+      norms = fma(z, z, norms);
+    }
+    const float dot = sum(dots);
+    const float norm = sum(norms);
+    const float score = dot * dot / norm;
+    if (score > best) {
+      best = score;
+      best_step = dot / norm;
+      best_inverse = inverse;
+    }
+  }
+  for (size_t d = 0; d < dim; d += kLanes) {
+    const Floats level =
+        level_of(load_floats(row + d), fill(best_inverse), fill(half), fill(top));
+    store_bytes(levels + d, to_ints(level));
+  }
+  return best_step;
+}
+
+void to_int8(const float* row, size_t dim, float scale, int8_t* out) {
+  const Floats zero = fill(0.0f);
+  for (size_t d = 0; d < dim; d += kLanes) {
+    const Floats value = mul(load_floats(row + d), fill(scale));
+    const Floats above = smaller(larger(value, zero), fill(127.0f));
+    const Floats below = larger(smaller(value, zero), fill(-127.0f));
+    store_bytes(out + d, to_ints(add(above, below)));  // one of the two is 0; both for a NaN
+  }
+}
+
+void half_to_float(const uint16_t* in, size_t n, float* out) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, load_halves(in + i));
+  if (i < n) {
+    uint16_t halves[kLanes] = {};
+    alignas(64) float floats[kLanes];
+    for (size_t j = i; j < n; ++j) halves[j - i] = in[j];
+    store(floats, load_halves(halves));
+    for (size_t j = i; j < n; ++j) out[j] = floats[j - i];
+  }
+}
+
+void float_to_half(const float* in, size_t n, uint16_t* out) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_halves(out + i, load_floats(in + i));
+  if (i < n) {
+    float floats[kLanes] = {};
+    uint16_t halves[kLanes];
+    for (size_t j = i; j < n; ++j) floats[j - i] = in[j];
+    store_halves(halves, load_floats(floats));
+    for (size_t j = i; j < n; ++j) out[j] = halves[j - i];
+  }
+}
