@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proof 3: how much of the exact top k survives gather and interact, and at which settings.
+
+With f16 rows stored and every survivor reranked, recall is the share of the exact top k that a stage
+let through. Rows vary one thing at a time: fine centroids, floor, budget, candidates, and queries
+padded with near-duplicates of their own tokens, as [MASK] expansion does.
+
+    python bench/gather_table.py SET [SET ...] --out results/gather.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from data import EmbeddingSet, load_set
+
+from weft import _native
+
+
+def overlap(truth: np.ndarray, found: list[list[int]], k: int) -> float:
+    """Mean share of each exact top k that was found."""
+    return float(np.mean([len(set(t[:k]) & set(f[:k])) / k for t, f in zip(truth, found, strict=True)]))
+
+
+def build(data: EmbeddingSet, folder: Path, ratio: int) -> _native.Searcher:
+    """An index with one fine centroid per `ratio` tokens and f16 rows for the rerank."""
+    codec = _native.Codec.train(
+        data.values,
+        nbits=4,
+        n_coarse=0,
+        n_fine=len(data.values) // ratio,
+        iterations=8,
+        seed=42,
+        max_sample_bytes=1 << 30,
+        threads=0,
+        progress=None,
+    )
+    codec_path = folder / f"codec-{ratio}.weft"
+    fd = os.open(codec_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    codec.write(fd, str(codec_path))
+    os.close(fd)
+    codec = _native.Codec.open(str(codec_path))
+    ids = [str(i).encode() for i in range(data.n_docs)]
+    id_offsets = np.cumsum([0, *map(len, ids)]).astype(np.uint64)
+    path = folder / f"seg-{ratio}.weft"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    _native.write_segment(
+        fd,
+        str(path),
+        codec,
+        data.values,
+        data.offsets,
+        np.frombuffer(b"".join(ids), np.uint8),
+        id_offsets,
+        "f16",
+        0,
+        None,
+    )
+    os.close(fd)
+    return _native.Searcher([_native.Segment.open(str(path), codec)], codec, 0)
+
+
+def padded_queries(data: EmbeddingSet, length: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Every query filled to `length` rows with slightly perturbed copies of its own tokens."""
+    rng = np.random.default_rng(5)
+    rows, offsets = [], [0]
+    for q in range(data.n_queries):
+        own = data.query(q)
+        missing = max(0, length - len(own))
+        near = own[rng.integers(0, len(own), missing)]
+        near = near + rng.normal(0, 0.02, near.shape)
+        near /= np.linalg.norm(near, axis=1, keepdims=True)
+        rows.append(np.concatenate([own, near]))
+        offsets.append(offsets[-1] + len(rows[-1]))
+    return np.concatenate(rows).astype(np.float32), np.array(offsets, np.uint64)
+
+
+def main() -> None:
+    """Run the grid and print one markdown table per set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("gather.jsonl"))
+    parser.add_argument("--ratios", default="200,100,50")
+    parser.add_argument("--queries", type=int, default=100)
+    args = parser.parse_args()
+    with args.out.open("a") as out:
+        for folder in args.sets:
+            data = load_set(folder, args.queries)
+            print(f"\n## {folder.name}: {data.n_docs} documents, {len(data.values)} tokens\n")
+            print("| n/fine | queries | floor | budget | n1 | n2 | top 10 | top 100 | postings |")
+            print("|---|---|---|---|---|---|---|---|---|")
+            kinds = {
+                "as given": (data.query_values, data.query_offsets),
+                "masked": padded_queries(data),
+            }
+            with tempfile.TemporaryDirectory() as work:
+                for ratio in map(int, args.ratios.split(",")):
+                    searcher = build(data, Path(work), ratio)
+                    for kind, (values, offsets) in kinds.items():
+                        truth = _native.Truth(values, offsets, 100, 0)
+                        truth.scan(data.values, data.offsets, 0, None)
+                        exact = truth.result()[0]
+                        for row in grid(ratio, kind):
+                            found = searcher.search_batch(
+                                values,
+                                offsets,
+                                100,
+                                _native.SearchParams(
+                                    nprobe=row["nprobe"],
+                                    budget=row["budget"],
+                                    ncandidates=row["n1"],
+                                    nrefine=row["n2"],
+                                    nrerank=row["n2"],
+                                    floor=row["floor"],
+                                ),
+                            )
+                            docs = [list(map(int, one.docs)) for one in found]
+                            row |= {
+                                "set": folder.name,
+                                "r10": overlap(exact, docs, 10),
+                                "r100": overlap(exact, docs, 100),
+                                "pruned": all(one.path == "pruned" for one in found),
+                                "postings": int(np.mean([f.counts["postings"] for f in found])),
+                            }
+                            out.write(json.dumps(row) + "\n")
+                            out.flush()
+                            print(
+                                f"| {ratio} | {kind} | {row['floor']} | {row['budget']} | {row['n1']} "
+                                f"| {row['n2']} | {row['r10']:.3f} | {row['r100']:.3f} "
+                                f"| {row['postings']} |{'' if row['pruned'] else ' exhaustive'}",
+                                flush=True,
+                            )
+
+
+def grid(ratio: int, kind: str) -> list[dict[str, object]]:
+    """Settings around the defaults, one thing varied at a time."""
+    base = {"ratio": ratio, "queries": kind, "nprobe": 16, "floor": 0.75}
+    rows: list[dict[str, object]] = []
+    for budget in (5_000, 10_000, 20_000, 50_000, 100_000):
+        for n1 in (500, 1_000, 2_000):
+            rows.append(base | {"budget": budget, "n1": n1, "n2": n1})
+    for floor in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0):
+        rows.append(base | {"floor": floor, "budget": 50_000, "n1": 1_000, "n2": 1_000})
+    for n2 in (100, 200, 400, 800):
+        rows.append(base | {"budget": 50_000, "n1": 2_000, "n2": n2})
+    for nprobe in (8, 32):
+        rows.append(base | {"nprobe": nprobe, "budget": 50_000, "n1": 1_000, "n2": 1_000})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

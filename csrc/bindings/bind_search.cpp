@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <memory>
+#include <optional>
+
+#include "bindings/arrays.h"
+#include "search/exact.h"
+#include "search/searcher.h"
+
+namespace weft::bindings {
+
+void bind_search(py::module_& module);
+
+namespace {
+
+/// One bitmap (uint64 words) per segment; None allows every document.
+class Allow {
+ public:
+  Allow(const Searcher& searcher, const std::optional<std::vector<py::object>>& bitmaps) {
+    if (!bitmaps) {
+      return;
+    }
+    const auto segments = searcher.segments();
+    WEFT_REQUIRE(bitmaps->size() == segments.size(), ErrorCode::invalid_argument,
+                 "allow: expected one bitmap per segment (", segments.size(), "), found ",
+                 bitmaps->size());
+    for (size_t s = 0; s < segments.size(); ++s) {
+      const auto words = vector<uint64_t>((*bitmaps)[s], "allow", "uint64");
+      const size_t docs = segments[s]->doc_count();
+      WEFT_REQUIRE(words.size() == (docs + 63) / 64, ErrorCode::invalid_argument,
+                   "allow: expected ", (docs + 63) / 64, " words for segment ", s, ", found ",
+                   words.size());
+      views_.push_back({words.data(), docs});
+    }
+  }
+  std::span<const BitmapView> views() const noexcept { return views_; }
+
+ private:
+  std::vector<BitmapView> views_;
+};
+
+/// Found with what Python shows of it, copied out of the segments.
+struct FoundRows {
+  py::list ids;
+  py::array_t<uint32_t> segments, docs;
+  py::array_t<float> scores;
+  uint64_t n_matching;
+  py::dict timings_ms, counts;
+  std::string path;
+};
+
+FoundRows to_python(const Searcher& searcher, const Found& found) {
+  FoundRows out;
+  std::vector<uint32_t> segments, docs;
+  for (const DocRef ref : found.docs) {
+    segments.push_back(ref.segment);
+    docs.push_back(ref.doc);
+    const std::string_view id = searcher.segments()[ref.segment]->id(ref.doc);
+    out.ids.append(py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(id.data(), static_cast<Py_ssize_t>(id.size()), "replace")));
+  }
+  out.segments = to_numpy(segments);
+  out.docs = to_numpy(docs);
+  out.scores = to_numpy(found.scores);
+  out.n_matching = found.n_matching;
+  for (size_t stage = 0; stage < kStageCount; ++stage) {
+    out.timings_ms[kStageNames[stage]] = found.milliseconds[stage];
+  }
+  out.counts["postings"] = found.n_postings;
+  out.counts["candidates"] = found.n_candidates;
+  out.counts["refined"] = found.n_refined;
+  out.counts["reranked"] = found.n_reranked;
+  out.path = found.exhaustive ? "exhaustive" : "pruned";
+  return out;
+}
+
+using Bitmaps = std::optional<std::vector<py::object>>;
+
+FoundRows search(const Searcher& searcher, const py::object& query, uint32_t k,
+                 const SearchParams& params, const Bitmaps& bitmaps) {
+  const auto rows = query_matrix(query);
+  const Allow allow(searcher, bitmaps);
+  Found found;
+  {
+    const py::gil_scoped_release release;
+    found = searcher.search(rows, k, params, allow.views(), signal_poll());
+  }
+  return to_python(searcher, found);
+}
+
+std::vector<FoundRows> search_batch(const Searcher& searcher, const py::object& values,
+                                    const py::object& offsets, uint32_t k,
+                                    const SearchParams& params, const Bitmaps& bitmaps) {
+  const auto queries = make_ragged(matrix<float>(values, "values", "float32"),
+                                   vector<uint64_t>(offsets, "offsets", "uint64"));
+  const Allow allow(searcher, bitmaps);
+  std::vector<Found> found;
+  {
+    const py::gil_scoped_release release;
+    found = searcher.search_batch(queries, k, params, allow.views(), signal_poll());
+  }
+  std::vector<FoundRows> out;
+  out.reserve(found.size());
+  for (const Found& one : found) {
+    out.push_back(to_python(searcher, one));
+  }
+  return out;
+}
+
+py::array_t<float> score(const Searcher& searcher, const py::object& query, uint32_t segment,
+                         const py::object& docs) {
+  const auto rows = query_matrix(query);
+  const auto numbers = vector<uint32_t>(docs, "docs", "uint32");
+  std::vector<float> scores(numbers.size());
+  {
+    const py::gil_scoped_release release;
+    searcher.score(rows, segment, numbers, scores);
+  }
+  return to_numpy(scores);
+}
+
+py::tuple align(const Searcher& searcher, const py::object& query, uint32_t segment, uint32_t doc) {
+  const auto rows = query_matrix(query);
+  std::vector<uint32_t> tokens(rows.rows);
+  std::vector<float> similarities(rows.rows);
+  {
+    const py::gil_scoped_release release;
+    searcher.align(rows, segment, doc, tokens, similarities);
+  }
+  return py::make_tuple(to_numpy(tokens), to_numpy(similarities));
+}
+
+void scan(Truth& truth, const py::object& rows, const py::object& offsets, uint64_t first_doc,
+          const py::object& exclude) {
+  const auto docs = make_ragged(matrix<uint16_t>(rows, "rows", "float16"),
+                                vector<uint64_t>(offsets, "offsets", "uint64"));
+  std::vector<uint64_t> excluded;
+  if (!exclude.is_none()) {
+    for (const uint32_t doc : vector<uint32_t>(exclude, "exclude", "uint32")) {
+      excluded.push_back(doc);
+    }
+    WEFT_REQUIRE(excluded.size() == truth.query_count(), ErrorCode::invalid_argument,
+                 "exclude: expected one document per query, ", truth.query_count(), ", found ",
+                 excluded.size());
+  }
+  const py::gil_scoped_release release;
+  truth.scan(docs, first_doc, excluded, signal_poll());
+}
+
+py::tuple truth_result(const Truth& truth) {
+  const auto n = static_cast<py::ssize_t>(truth.query_count());
+  const auto k = static_cast<py::ssize_t>(truth.k());
+  py::array_t<uint32_t> docs({n, k});
+  py::array_t<float> scores({n, k});
+  std::fill_n(docs.mutable_data(), docs.size(), std::numeric_limits<uint32_t>::max());
+  std::fill_n(scores.mutable_data(), scores.size(), -std::numeric_limits<float>::infinity());
+  for (py::ssize_t q = 0; q < n; ++q) {
+    py::ssize_t rank = 0;
+    for (const auto& [score, doc] : truth.result(static_cast<size_t>(q))) {
+      docs.mutable_at(q, rank) = static_cast<uint32_t>(doc);
+      scores.mutable_at(q, rank) = score;
+      ++rank;
+    }
+  }
+  return py::make_tuple(docs, scores);
+}
+
+}  // namespace
+
+void bind_search(py::module_& module) {
+  py::class_<SearchParams>(module, "SearchParams")
+      .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nrefine,
+                       uint32_t nrerank, bool exhaustive, float floor) {
+             return SearchParams{nprobe, budget, ncandidates, nrefine, nrerank, exhaustive, floor};
+           }),
+           py::kw_only(), py::arg("nprobe"), py::arg("budget"), py::arg("ncandidates"),
+           py::arg("nrefine"), py::arg("nrerank"), py::arg("exhaustive") = false,
+           py::arg("floor") = SearchParams{}.floor);
+
+  py::class_<FoundRows>(module, "Found")
+      .def_readonly("ids", &FoundRows::ids)
+      .def_readonly("segments", &FoundRows::segments)
+      .def_readonly("docs", &FoundRows::docs)
+      .def_readonly("scores", &FoundRows::scores)
+      .def_readonly("n_matching", &FoundRows::n_matching)
+      .def_readonly("timings_ms", &FoundRows::timings_ms)
+      .def_readonly("counts", &FoundRows::counts)
+      .def_readonly("path", &FoundRows::path);
+
+  py::class_<Searcher>(module, "Searcher")
+      .def(py::init<std::vector<std::shared_ptr<const Segment>>, std::shared_ptr<const Codec>,
+                    size_t>(),
+           py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0)
+      .def("search", &search, py::arg("query"), py::arg("k"), py::arg("params"),
+           py::arg("allow") = py::none())
+      .def("search_batch", &search_batch, py::arg("values"), py::arg("offsets"), py::arg("k"),
+           py::arg("params"), py::arg("allow") = py::none())
+      .def("score", &score, py::arg("query"), py::arg("segment"), py::arg("docs"))
+      .def("align", &align, py::arg("query"), py::arg("segment"), py::arg("doc"));
+
+  py::class_<Truth>(module, "Truth")
+      .def(py::init([](const py::object& values, const py::object& offsets, size_t k,
+                       size_t threads) {
+             return std::make_unique<Truth>(
+                 make_ragged(matrix<float>(values, "values", "float32"),
+                             vector<uint64_t>(offsets, "offsets", "uint64")),
+                 k, threads);
+           }),
+           py::arg("values"), py::arg("offsets"), py::arg("k"), py::arg("threads") = 0)
+      .def("scan", &scan, py::arg("rows"), py::arg("offsets"), py::arg("first_doc"),
+           py::arg("exclude") = py::none())
+      .def("result", &truth_result);
+}
+
+}  // namespace weft::bindings

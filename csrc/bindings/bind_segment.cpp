@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bindings/arrays.h"
+#include "index/segment.h"
+#include "index/segment_builder.h"
+#include "search/probe.h"
+#include "search/refine.h"
+
+namespace weft::bindings {
+
+void bind_segment(py::module_& module);
+
+namespace {
+
+py::dict write(int fd, std::string path, std::shared_ptr<const Codec> codec, const py::object& rows,
+               const py::object& offsets, const py::object& id_bytes, const py::object& id_offsets,
+               const std::string& rerank, size_t threads, const py::object& progress) {
+  const auto docs = make_ragged(matrix<uint16_t>(rows, "rows", "float16"),
+                                vector<uint64_t>(offsets, "offsets", "uint64"));
+  const IdTable ids{vector<uint8_t>(id_bytes, "id_bytes", "uint8"),
+                    vector<uint64_t>(id_offsets, "id_offsets", "uint64")};
+  const Progress report = make_progress(progress);
+  SegmentStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = write_segment(FileWriter(fd, std::move(path)), std::move(codec), docs, ids,
+                          parse_rerank(rerank), threads, report);
+  }
+  py::dict out;
+  out["checksum"] = stats.checksum;
+  out["n_docs"] = stats.n_docs;
+  out["n_tokens"] = stats.n_tokens;
+  out["n_postings"] = stats.n_postings;
+  out["bytes"] = stats.n_bytes;
+  return out;
+}
+
+void require_doc(const Segment& segment, uint64_t doc) {
+  WEFT_REQUIRE(doc < segment.doc_count(), ErrorCode::invalid_argument, "document ", doc,
+               ": the segment has ", segment.doc_count());
+}
+
+py::list ids(const Segment& segment, const py::object& docs) {
+  py::list out;
+  for (const uint32_t doc : vector<uint32_t>(docs, "docs", "uint32")) {
+    require_doc(segment, doc);
+    const std::string_view id = segment.id(doc);
+    out.append(py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(id.data(), static_cast<Py_ssize_t>(id.size()), "replace")));
+  }
+  return out;
+}
+
+py::array_t<uint32_t> lengths(const Segment& segment) {
+  std::vector<uint32_t> out(segment.doc_count());
+  for (uint32_t doc = 0; doc < segment.doc_count(); ++doc) {
+    out[doc] = static_cast<uint32_t>(segment.length(doc));
+  }
+  return to_numpy(out);
+}
+
+}  // namespace
+
+void bind_segment(py::module_& module) {
+  module.def("write_segment", &write, py::arg("fd"), py::arg("path"), py::arg("codec").none(true),
+             py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
+             py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
+  py::class_<Segment, std::shared_ptr<const Segment>>(module, "Segment")
+      .def_static("open", &Segment::open, py::arg("path"), py::arg("codec").none(true),
+                  py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("n_docs", &Segment::doc_count)
+      .def_property_readonly("n_tokens", &Segment::token_count)
+      .def_property_readonly("checksum", &Segment::checksum)
+      .def_property_readonly("has_codes", &Segment::has_codes)
+      .def_property_readonly(
+          "rerank", [](const Segment& segment) { return std::string(rerank_name(segment.rerank())); })
+      .def("ids", &ids, py::arg("docs"))
+      .def(
+          "find",
+          [](const Segment& segment, const std::string& id) {
+            const auto doc = segment.find(id);
+            return doc ? static_cast<int64_t>(*doc) : int64_t{-1};
+          },
+          py::arg("id"))
+      .def("lengths", &lengths)
+      .def(
+          "rows",
+          [](const Segment& segment, uint32_t doc) {
+            require_doc(segment, doc);
+            const auto n = static_cast<py::ssize_t>(segment.length(doc));
+            py::array_t<float> out({n, static_cast<py::ssize_t>(segment.dim())});
+            read_rows(segment, doc, out.mutable_data());
+            return out;
+          },
+          py::arg("doc"))
+      .def("verify", &Segment::verify, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace weft::bindings

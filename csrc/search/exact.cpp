@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "search/exact.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "kernels/dispatch.h"
+
+namespace weft {
+
+namespace {
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr size_t kRowsAtOnce = 256;
+
+/// Sum over the first n lanes, in lane order.
+float sum_lanes(const float* best, size_t n) {
+  float sum = 0.0f;
+  for (size_t i = 0; i < n; ++i) {
+    sum += best[i];
+  }
+  return sum;
+}
+
+float score_rows(const kernels::Kernels& kernel, const kernels::FloatTile& tile, size_t n_tokens,
+                 MatrixView<const float> rows, AlignedBuffer<float>& best) {
+  if (rows.rows == 0) {
+    return kNothing;
+  }
+  std::fill_n(best.data(), tile.lanes(), kNothing);
+  kernel.maxsim_rows(tile, rows.data, rows.stride, rows.rows, best.data());
+  return sum_lanes(best.data(), n_tokens);
+}
+
+float score_rows(const kernels::Kernels& kernel, const kernels::FloatTile& tile, size_t n_tokens,
+                 MatrixView<const uint16_t> rows, AlignedBuffer<float>& wide,
+                 AlignedBuffer<float>& best) {
+  if (rows.rows == 0) {
+    return kNothing;
+  }
+  std::fill_n(best.data(), tile.lanes(), kNothing);
+  for (size_t done = 0; done < rows.rows; done += kRowsAtOnce) {
+    const size_t n = std::min(kRowsAtOnce, rows.rows - done);
+    for (size_t i = 0; i < n; ++i) {
+      kernel.half_to_float(rows.row(done + i), rows.cols, wide.data() + i * rows.cols);
+    }
+    kernel.maxsim_rows(tile, wide.data(), rows.cols, n, best.data());
+  }
+  return sum_lanes(best.data(), n_tokens);
+}
+
+size_t padded(size_t dim) { return (dim + 31) / 32 * 32; }
+
+float length_of(const float* row, size_t dim) {
+  double sum = 0.0;
+  for (size_t d = 0; d < dim; ++d) {
+    sum += double{row[d]} * double{row[d]};
+  }
+  return static_cast<float>(std::sqrt(sum));
+}
+
+/// Rows as int8 with one scale, and how far each row is from what its int8 stands for.
+struct RoundedRows {
+  AlignedBuffer<int8_t> bytes;
+  float scale = 0.0f;
+  float largest_error = 0.0f;
+  float error_sum = 0.0f;
+  float longest = 0.0f;
+  float length_sum = 0.0f;
+
+  void set(const kernels::Kernels& kernel, const float* rows, size_t n, size_t dim) {
+    const size_t wide = padded(dim);
+    if (bytes.size() < n * wide) {
+      bytes.resize(n * wide);
+    }
+    float widest = 0.0f;
+    for (size_t i = 0; i < n * dim; ++i) {
+      widest = std::max(widest, std::fabs(rows[i]));
+    }
+    scale = widest / 127.0f;
+    largest_error = error_sum = longest = length_sum = 0.0f;
+    for (size_t i = 0; i < n; ++i) {
+      const float* row = rows + i * dim;
+      int8_t* out = bytes.data() + i * wide;
+      kernel.to_int8(row, dim, widest > 0.0f ? 127.0f / widest : 0.0f, out);
+      std::fill(out + dim, out + wide, int8_t{0});
+      float error = 0.0f, length = 0.0f;
+      for (size_t d = 0; d < dim; ++d) {
+        const float gap = row[d] - scale * static_cast<float>(out[d]);
+        error += gap * gap;
+        length += row[d] * row[d];
+      }
+      error = std::sqrt(error);
+      length = std::sqrt(length);
+      largest_error = std::max(largest_error, error);
+      longest = std::max(longest, length);
+      error_sum += error;
+      length_sum += length;
+    }
+  }
+};
+
+}  // namespace
+
+void maxsim(MatrixView<const float> query, const ExactRows& docs, std::span<float> scores,
+            size_t threads, const std::function<bool()>& poll) {
+  const kernels::Kernels& kernel = kernels::active();
+  const FloatTileBuffer tile(query);
+  const size_t workers = threads == 0 ? default_threads() : threads;
+  struct Scratch {
+    AlignedBuffer<float> best, wide;
+  };
+  std::vector<Scratch> scratch(workers);
+  parallel_for(
+      docs.size(), threads,
+      [&](size_t begin, size_t end, size_t worker) {
+        Scratch& mine = scratch[worker];
+        mine.best.resize(tile.view().lanes());
+        for (size_t i = begin; i < end; ++i) {
+          if (docs.f32.offsets.empty()) {
+            mine.wide.resize(kRowsAtOnce * query.cols);
+            scores[i] = score_rows(kernel, tile.view(), query.rows, docs.f16[i], mine.wide, mine.best);
+          } else {
+            scores[i] = score_rows(kernel, tile.view(), query.rows, docs.f32[i], mine.best);
+          }
+        }
+      },
+      16, poll);
+}
+
+Truth::Truth(RaggedView<const float> queries, size_t k, size_t threads)
+    : dim_(queries.tokens.cols), k_(k), threads_(threads == 0 ? default_threads() : threads) {
+  WEFT_REQUIRE(k >= 1, ErrorCode::invalid_argument, "k=0: expected at least 1");
+  const kernels::Kernels& kernel = kernels::active();
+  for (size_t q = 0; q < queries.size(); ++q) {
+    const MatrixView<const float> rows = queries[q];
+    WEFT_REQUIRE(rows.rows > 0, ErrorCode::invalid_argument, "query ", q,
+                 " is empty: expected at least one token");
+    std::vector<float> dense(rows.rows * dim_);
+    for (size_t i = 0; i < rows.rows; ++i) {
+      std::copy_n(rows.row(i), dim_, dense.data() + i * dim_);
+    }
+    RoundedRows bytes;
+    bytes.set(kernel, dense.data(), rows.rows, dim_);
+    queries_.push_back({FloatTileBuffer(rows),
+                        ByteTileBuffer({bytes.bytes.data(), rows.rows, padded(dim_), padded(dim_)}),
+                        rows.rows, bytes.scale, bytes.length_sum, bytes.error_sum});
+  }
+  tops_.assign(threads_, std::vector<TopK>(queries_.size(), TopK(k_)));
+}
+
+void Truth::scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
+                 std::span<const uint64_t> exclude, const std::function<bool()>& poll) {
+  const kernels::Kernels& kernel = kernels::active();
+  struct Scratch {
+    AlignedBuffer<float> best, wide;
+    AlignedBuffer<int32_t> dots;
+    RoundedRows bytes;
+  };
+  std::vector<Scratch> scratch(threads_);
+  const auto visit = [&](size_t i, std::vector<TopK>& tops, Scratch& mine) {
+    const MatrixView<const uint16_t> rows = docs[i];
+    if (rows.rows == 0) {
+      return;
+    }
+    if (mine.wide.size() < rows.rows * dim_) {
+      mine.wide.resize(rows.rows * dim_);
+    }
+    for (size_t t = 0; t < rows.rows; ++t) {
+      kernel.half_to_float(rows.row(t), dim_, mine.wide.data() + t * dim_);
+    }
+    mine.bytes.set(kernel, mine.wide.data(), rows.rows, dim_);
+    for (size_t q = 0; q < queries_.size(); ++q) {
+      const Query& query = queries_[q];
+      if (!exclude.empty() && exclude[q] == first_doc + i) {
+        continue;
+      }
+      const kernels::ByteTile tile = query.bytes.view();
+      const size_t lanes = tile.lanes();
+      if (mine.best.size() < lanes) {
+        mine.best.resize(lanes);
+      }
+      if (tops[q].full()) {
+        // q.x = q'.x' + q'.(x - x') + (q - q').x, so |error| <= |q'||x - x'| + |q - q'||x|.
+        if (mine.dots.size() < rows.rows * lanes) {
+          mine.dots.resize(rows.rows * lanes);
+        }
+        kernel.tile_dots(tile, mine.bytes.bytes.data(), rows.rows, mine.dots.data());
+        int32_t* tops_of_lane = mine.dots.data();  // the first row becomes the maxima
+        for (size_t t = 1; t < rows.rows; ++t) {
+          const int32_t* dots = mine.dots.data() + t * lanes;
+          for (size_t lane = 0; lane < lanes; ++lane) {
+            tops_of_lane[lane] = std::max(tops_of_lane[lane], dots[lane]);
+          }
+        }
+        const int64_t sum =
+            std::accumulate(tops_of_lane, tops_of_lane + query.n_tokens, int64_t{0});
+        const float estimate = static_cast<float>(sum) * query.scale * mine.bytes.scale;
+        const float error =
+            (query.length_sum + query.error_sum) * mine.bytes.largest_error +
+            query.error_sum * mine.bytes.longest + 1e-4f * query.length_sum * mine.bytes.longest;
+        if (estimate + error < tops[q].threshold()) {
+          continue;
+        }
+      }
+      const float score = score_rows(kernel, query.exact.view(), query.n_tokens,
+                                     {mine.wide.data(), rows.rows, dim_, dim_}, mine.best);
+      tops[q].push(score, first_doc + i);
+    }
+  };
+  parallel_for(
+      docs.size(), threads_,
+      [&](size_t begin, size_t end, size_t worker) {
+        for (size_t i = begin; i < end; ++i) {
+          visit(i, tops_[worker], scratch[worker]);
+        }
+      },
+      8, poll);
+}
+
+std::vector<std::pair<float, uint64_t>> Truth::result(size_t query) const {
+  TopK all(k_);
+  for (const auto& tops : tops_) {
+    TopK copy = tops[query];
+    for (const auto& [score, doc] : copy.take_sorted()) {
+      all.push(score, doc);
+    }
+  }
+  return all.take_sorted();
+}
+
+}  // namespace weft

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "search/gather.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/dispatch.h"
+
+namespace weft {
+
+namespace {
+
+constexpr uint32_t kBins = 4'096;
+/// Stamps have 32 - kSumBits bits and 0 means "never": after so many tokens they start again.
+constexpr uint32_t kStamps = (1u << (32 - kernels::kSumBits)) - 1;
+
+void read_lists(const Segment& segment, const Probe& probe, AlignedBuffer<uint32_t>& words,
+                const kernels::Kernels& kernel) {
+  const size_t n_docs = segment.doc_count();
+  const auto offsets = segment.list_offsets();
+  uint32_t stamp = 0;
+  size_t next = 0;
+  for (const size_t end : probe.list_ends) {
+    if (++stamp > kStamps) {
+      for (size_t i = 0; i <= n_docs; ++i) {
+        words[i] &= kernels::kSumMask;
+      }
+      stamp = 1;
+    }
+    for (; next < end; ++next) {
+      const ProbedList& list = probe.lists[next];
+      const uint64_t begin = offsets[list.fine];
+      kernel.accumulate(segment.postings() + begin * segment.width(),
+                        static_cast<size_t>(offsets[list.fine + size_t{1}] - begin),
+                        segment.width(), segment.doc_count(), list.gain, stamp, words.data());
+    }
+  }
+  words[n_docs] = 0;  // what damaged postings pointed at
+}
+
+}  // namespace
+
+void keep_largest(std::vector<Candidate>& candidates, size_t count) {
+  if (candidates.size() > count) {
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(count),
+                     candidates.end(), [](const Candidate& a, const Candidate& b) {
+                       return a.value != b.value ? a.value > b.value : a.ref < b.ref;
+                     });
+    candidates.resize(count);
+  }
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.ref < b.ref; });
+}
+
+std::vector<Candidate> gather(std::span<const std::shared_ptr<const Segment>> segments,
+                              const Probe& probe, std::span<const BitmapView> allow,
+                              uint32_t ncandidates, Accumulators& scratch) {
+  const kernels::Kernels& kernel = kernels::active();
+  scratch.words.resize(segments.size());
+  const int sum_bits = std::bit_width(probe.largest_sum);
+  const auto shift = static_cast<unsigned>(std::max(0, sum_bits - std::bit_width(kBins - 1)));
+  scratch.bins.assign(kBins, 0);
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const Segment& segment = *segments[s];
+    auto& words = scratch.words[s];
+    const size_t n_docs = segment.doc_count();
+    if (words.size() != n_docs + 1) {
+      words.resize(n_docs + 1);
+    } else {
+      std::fill_n(words.data(), n_docs + 1, 0u);
+    }
+    read_lists(segment, probe, words, kernel);
+    if (!allow.empty()) {
+      for (size_t doc = 0; doc < n_docs; ++doc) {
+        words[doc] = allow[s].test(doc) ? words[doc] : 0u;
+      }
+    }
+    kernel.histogram(words.data(), n_docs, shift, kBins, scratch.bins.data());
+  }
+
+  // The largest bin from which on there are enough documents; bin 0 starts at sum 1.
+  uint64_t reached = 0;
+  uint32_t bin = kBins;
+  while (bin > 0 && reached < ncandidates) {
+    reached += scratch.bins[--bin];
+  }
+  const uint32_t least = std::max(1u, bin << shift);
+  std::vector<Candidate> candidates;
+  candidates.reserve(reached);
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const size_t n_docs = segments[s]->doc_count();
+    scratch.docs.resize(n_docs + 16);
+    const uint32_t* words = scratch.words[s].data();
+    const size_t found = kernel.collect(words, n_docs, least, scratch.docs.data());
+    for (size_t i = 0; i < found; ++i) {
+      const uint32_t doc = scratch.docs[i];
+      candidates.push_back({{static_cast<uint32_t>(s), doc}, words[doc] & kernels::kSumMask});
+    }
+  }
+  keep_largest(candidates, ncandidates);
+  return candidates;
+}
+
+}  // namespace weft

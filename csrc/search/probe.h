@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "search/params.h"
+#include "search/query.h"
+
+namespace weft {
+
+/// One inverted list to read, and what a document found in it gains.
+struct ProbedList {
+  uint32_t fine;
+  uint32_t gain;
+};
+
+/// What probe found, and its buffers, reused between queries.
+///
+/// Scores of centroids are kept twice. `base` holds int16 base scores of the coarse centroids for
+/// refine: dot >> shift. `table` holds u8 scores, rows of `lanes` bytes: first every coarse centroid
+/// and the sentinel, then the children of each opened cell; unit: table_unit per step.
+struct Probe {
+  size_t lanes = 0;
+  unsigned shift = 0;       ///< base = dot >> shift
+  float base_unit = 0.0f;   ///< score = base * base_unit
+  double table_unit = 0.0; ///< score = table entry * table_unit
+  AlignedBuffer<int16_t> base;
+  AlignedBuffer<uint8_t> table;
+  AlignedBuffer<uint32_t> cells;  ///< where a cell's rows are; see kernels::ScoreTable
+
+  /// Lists in the order of reading: those of merged token i are [list_ends[i - 1], list_ends[i]).
+  std::vector<ProbedList> lists;
+  std::vector<size_t> list_ends;
+  unsigned gain_shift = 0;   ///< gains are halved this often so that a sum of them fits
+  uint64_t largest_sum = 0;  ///< no document can gain more
+  uint64_t n_postings = 0;
+
+  // Scratch.
+  AlignedBuffer<int32_t> dots;
+  AlignedBuffer<int16_t> child_base;
+  std::vector<uint32_t> opened;
+  std::vector<std::vector<uint32_t>> token_cells;
+  std::vector<uint8_t> cell_open;
+  std::vector<std::vector<ProbedList>> token_lists;
+
+  kernels::ScoreTable score_table(const Codec& codec) const {
+    return {table.data(), cells.data(), codec.n_coarse(), lanes / kernels::kLanes};
+  }
+};
+
+/// Fills the units and the base scores of `out`: all that scoring a given document needs.
+void base_scores(const PreparedQuery& query, const Codec& codec, Probe& out);
+
+/// Fills all of `out`: base_scores(), the best `nprobe` cells of every merged token with their children's
+/// scores, and the same number of lists for every token, best first, until `budget` postings are read.
+/// list_lengths[f]: postings of fine centroid f summed over all segments of the snapshot.
+/// Floor and equal lists: engine design, measured in docs/performance.md [WARP25] [TACHIOM26].
+void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
+           const SearchParams& params, Probe& out);
+
+}  // namespace weft

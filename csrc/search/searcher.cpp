@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "search/searcher.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "base/parallel.h"
+
+namespace weft {
+
+namespace {
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+/// Nanoseconds per unit of work with 32 query tokens of 128 dims on one core: only their ratios matter,
+/// they decide between the pruned and the exhaustive path (docs/performance.md, "Cost model").
+constexpr double kPostingCost = 2.0;
+constexpr double kInteractCost = 3.0;
+constexpr double kRefineCost = 27.0;
+constexpr double kScanCost = 22.0;
+constexpr double kCentroidCost = 22.0;
+
+struct Scored {
+  float score;
+  DocRef ref;
+};
+
+/// Adds the time since the last call to one stage.
+class StageClock {
+ public:
+  explicit StageClock(Found& found) : found_(found) {}
+  void finished(Stage stage) {
+    const auto now = std::chrono::steady_clock::now();
+    found_.milliseconds[static_cast<size_t>(stage)] +=
+        std::chrono::duration<double, std::milli>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  Found& found_;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+struct Searcher::Scratch {
+  Probe probe;
+  Accumulators accumulators;
+  std::vector<ScoreScratch> score;
+};
+
+/// Borrows a scratch from the pool and returns it.
+class Searcher::Lease {
+ public:
+  explicit Lease(const Searcher& owner) : owner_(owner) {
+    const std::lock_guard lock(owner_.pool_mutex_);
+    if (!owner_.pool_.empty()) {
+      scratch_ = std::move(owner_.pool_.back());
+      owner_.pool_.pop_back();
+    } else {
+      scratch_ = std::make_unique<Scratch>();
+    }
+  }
+  ~Lease() {
+    const std::lock_guard lock(owner_.pool_mutex_);
+    owner_.pool_.push_back(std::move(scratch_));
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  Scratch& operator*() const noexcept { return *scratch_; }
+
+ private:
+  const Searcher& owner_;
+  std::unique_ptr<Scratch> scratch_;
+};
+
+Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
+                   std::shared_ptr<const Codec> codec, size_t threads)
+    : segments_(std::move(segments)),
+      codec_(std::move(codec)),
+      threads_(threads == 0 ? default_threads() : threads) {
+  if (codec_ != nullptr) {
+    dim_ = codec_->dim();
+    list_lengths_.assign(codec_->n_fine(), 0);
+  }
+  for (const auto& segment : segments_) {
+    WEFT_REQUIRE(segment->codec() == codec_.get() && segment->has_codes() == (codec_ != nullptr),
+                 ErrorCode::invalid_argument, segment->path(),
+                 ": a snapshot's segments share one codec, or none has codes");
+    WEFT_REQUIRE(dim_ == 0 || dim_ == segment->dim(), ErrorCode::invalid_argument, segment->path(),
+                 ": dim ", segment->dim(), ", expected ", dim_);
+    dim_ = segment->dim();
+    n_docs_ += segment->doc_count();
+    n_tokens_ += segment->token_count();
+    for (uint32_t doc = 0; doc < segment->doc_count(); ++doc) {
+      n_filled_ += segment->length(doc) > 0 ? 1 : 0;
+    }
+    const auto offsets = segment->list_offsets();
+    for (size_t fine = 0; fine < list_lengths_.size(); ++fine) {
+      list_lengths_[fine] += static_cast<uint32_t>(offsets[fine + 1] - offsets[fine]);
+    }
+  }
+}
+
+Searcher::~Searcher() = default;
+
+void Searcher::require_query(MatrixView<const float> query) const {
+  WEFT_REQUIRE(query.rows >= 1, ErrorCode::invalid_argument,
+               "query is empty: expected at least one token embedding");
+  WEFT_REQUIRE(dim_ == 0 || query.cols == dim_, ErrorCode::invalid_argument, "query has dim ",
+               query.cols, ": expected ", dim_);
+}
+
+void Searcher::require_doc(uint32_t segment, uint32_t doc) const {
+  WEFT_REQUIRE(segment < segments_.size() && doc < segments_[segment]->doc_count(),
+               ErrorCode::invalid_argument, "no document ", doc, " in segment ", segment);
+}
+
+bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const {
+  const double tokens = static_cast<double>(n_tokens_);
+  const double length = tokens / static_cast<double>(std::max<uint64_t>(n_filled_, 1));
+  const double width = static_cast<double>(query.exact.view().lanes()) / 32.0 *
+                       static_cast<double>(codec_->padded_dim()) / 128.0;
+  const double opened = std::min<double>(codec_->n_coarse(),
+                                         static_cast<double>(query.merged.size()) * params.nprobe);
+  const double centroids =
+      codec_->n_coarse() + opened * codec_->n_fine() / static_cast<double>(codec_->n_coarse());
+  const double candidates = std::min<double>(params.ncandidates, static_cast<double>(n_filled_));
+  const double refined = std::min<double>(params.nrefine, static_cast<double>(n_filled_));
+  const double pruned = centroids * kCentroidCost * width + params.budget * kPostingCost +
+                        static_cast<double>(n_docs_) * 0.1 +
+                        candidates * length * kInteractCost + refined * length * kRefineCost * width;
+  return tokens * kScanCost * width <= pruned;
+}
+
+std::vector<Candidate> Searcher::every_document(std::span<const BitmapView> allow) const {
+  std::vector<Candidate> all;
+  all.reserve(n_filled_);
+  for (uint32_t s = 0; s < segments_.size(); ++s) {
+    for (uint32_t doc = 0; doc < segments_[s]->doc_count(); ++doc) {
+      if (segments_[s]->length(doc) > 0 && (allow.empty() || allow[s].test(doc))) {
+        all.push_back({{s, doc}, 0});
+      }
+    }
+  }
+  return all;
+}
+
+Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                            std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
+                            const std::function<bool()>& poll) const {
+  require_query(query);
+  validate(params, k);
+  WEFT_REQUIRE(allow.empty() || allow.size() == segments_.size(), ErrorCode::invalid_argument,
+               "allow: expected one bitmap per segment (", segments_.size(), "), found ",
+               allow.size());
+  Found found;
+  StageClock clock(found);
+  const PreparedQuery prepared(query, codec_.get());
+  clock.finished(Stage::prepare);
+  if (scratch.score.size() < threads) {
+    scratch.score.resize(threads);
+  }
+
+  std::vector<Candidate> candidates;
+  found.n_matching = allow.empty() ? n_filled_ : every_document(allow).size();
+  found.exhaustive =
+      codec_ == nullptr || params.exhaustive || exhaustive_is_cheaper(prepared, params);
+  if (!found.exhaustive) {
+    probe(prepared, *codec_, list_lengths_, params, scratch.probe);
+    found.n_postings = scratch.probe.n_postings;
+    clock.finished(Stage::probe);
+    candidates =
+        gather(segments_, scratch.probe, allow, params.ncandidates, scratch.accumulators);
+    clock.finished(Stage::gather);
+    found.n_candidates = candidates.size();
+    // Too few documents met to fill k, though there are more: score them all instead.
+    found.exhaustive = candidates.size() < std::min<uint64_t>(k, found.n_matching);
+    if (!found.exhaustive) {
+      interact(segments_, *codec_, scratch.probe, candidates, params.nrefine);
+      clock.finished(Stage::interact);
+    }
+  }
+  if (found.exhaustive) {
+    if (codec_ != nullptr) {
+      base_scores(prepared, *codec_, scratch.probe);
+      clock.finished(Stage::probe);
+    }
+    candidates = every_document(allow);
+    found.n_candidates = candidates.size();
+  }
+
+  // Score a list of candidates with one scorer; returns the `keep` best, ties by id.
+  const DocumentScorer scorer(prepared, scratch.probe);
+  const auto better = [this](const Scored& a, const Scored& b) {
+    if (a.score != b.score) {
+      return a.score > b.score;
+    }
+    if (a.ref.segment == b.ref.segment) {
+      const Segment& segment = *segments_[a.ref.segment];
+      return segment.id_rank(a.ref.doc) < segment.id_rank(b.ref.doc);
+    }
+    return segments_[a.ref.segment]->id(a.ref.doc) < segments_[b.ref.segment]->id(b.ref.doc);
+  };
+  std::vector<Scored> scored;
+  const auto score_all = [&](bool best_form, size_t keep) {
+    scored.resize(candidates.size());
+    parallel_for(
+        candidates.size(), found.exhaustive ? threads : 1,
+        [&](size_t begin, size_t end, size_t worker) {
+          for (size_t i = begin; i < end; ++i) {
+            const DocRef ref = candidates[i].ref;
+            const Segment& segment = *segments_[ref.segment];
+            const Scorer form = best_form ? best_scorer(segment) : Scorer::codes;
+            scored[i] = {scorer.score(segment, ref.doc, form, scratch.score[worker]), ref};
+          }
+        },
+        64, poll);
+    std::erase_if(scored, [](const Scored& one) { return one.score == kNothing; });
+    keep = std::min(keep, scored.size());
+    std::partial_sort(scored.begin(), scored.begin() + static_cast<ptrdiff_t>(keep), scored.end(),
+                      better);
+    scored.resize(keep);
+  };
+
+  // Refine by codes, then rerank the best by what is stored beside them. A rerank that takes every
+  // candidate makes the refine before it idle.
+  const bool has_better_form =
+      codec_ != nullptr && !segments_.empty() && best_scorer(*segments_.front()) != Scorer::codes;
+  const size_t n_rerank =
+      has_better_form ? std::min<size_t>(params.nrerank, candidates.size()) : 0;
+  if (codec_ != nullptr && n_rerank < candidates.size()) {
+    found.n_refined = candidates.size();
+    score_all(false, std::max<size_t>(n_rerank, k));
+    clock.finished(Stage::refine);
+    candidates.clear();
+    for (const Scored& one : scored) {
+      candidates.push_back({one.ref, 0});
+    }
+  }
+  if (codec_ == nullptr || n_rerank > 0) {
+    std::sort(candidates.begin(), candidates.end(),
+              [](const Candidate& a, const Candidate& b) { return a.ref < b.ref; });
+    found.n_reranked = candidates.size();
+    score_all(true, k);
+    clock.finished(Stage::rerank);
+  }
+  for (const Scored& one : scored) {
+    found.docs.push_back(one.ref);
+    found.scores.push_back(one.score);
+  }
+  return found;
+}
+
+Found Searcher::search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                       std::span<const BitmapView> allow, const std::function<bool()>& poll) const {
+  const Lease scratch(*this);
+  return search_with(query, k, params, allow, threads_, *scratch, poll);
+}
+
+std::vector<Found> Searcher::search_batch(RaggedView<const float> queries, uint32_t k,
+                                          const SearchParams& params,
+                                          std::span<const BitmapView> allow,
+                                          const std::function<bool()>& poll) const {
+  for (size_t i = 0; i < queries.size(); ++i) {
+    WEFT_REQUIRE(queries.length(i) > 0, ErrorCode::invalid_argument, "query ", i,
+                 " of the batch is empty: expected at least one token embedding");
+  }
+  std::vector<Found> found(queries.size());
+  parallel_for(
+      queries.size(), threads_,
+      [&](size_t begin, size_t end, size_t) {
+        const Lease scratch(*this);
+        for (size_t i = begin; i < end; ++i) {
+          found[i] = search_with(queries[i], k, params, allow, 1, *scratch, {});
+        }
+      },
+      1, poll);
+  return found;
+}
+
+void Searcher::score(MatrixView<const float> query, uint32_t segment,
+                     std::span<const uint32_t> docs, std::span<float> scores) const {
+  require_query(query);
+  const Lease lease(*this);
+  Scratch& scratch = *lease;
+  const PreparedQuery prepared(query, codec_.get());
+  if (codec_ != nullptr) {
+    base_scores(prepared, *codec_, scratch.probe);
+  }
+  const DocumentScorer scorer(prepared, scratch.probe);
+  if (scratch.score.empty()) {
+    scratch.score.resize(1);
+  }
+  for (size_t i = 0; i < docs.size(); ++i) {
+    require_doc(segment, docs[i]);
+    scores[i] = scorer.score(*segments_[segment], docs[i], best_scorer(*segments_[segment]),
+                             scratch.score[0]);
+  }
+}
+
+void Searcher::align(MatrixView<const float> query, uint32_t segment, uint32_t doc,
+                     std::span<uint32_t> tokens, std::span<float> similarities) const {
+  require_query(query);
+  require_doc(segment, doc);
+  const Lease lease(*this);
+  Scratch& scratch = *lease;
+  const PreparedQuery prepared(query, codec_.get());
+  if (codec_ != nullptr) {
+    base_scores(prepared, *codec_, scratch.probe);
+  }
+  const DocumentScorer scorer(prepared, scratch.probe);
+  if (scratch.score.empty()) {
+    scratch.score.resize(1);
+  }
+  scorer.align(*segments_[segment], doc, best_scorer(*segments_[segment]), scratch.score[0], tokens,
+               similarities);
+}
+
+}  // namespace weft

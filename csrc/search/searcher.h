@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "base/bitmap.h"
+#include "base/views.h"
+#include "index/segment.h"
+#include "search/gather.h"
+#include "search/params.h"
+#include "search/probe.h"
+#include "search/refine.h"
+
+namespace weft {
+
+enum class Stage : uint8_t { prepare, probe, gather, interact, refine, rerank };
+inline constexpr size_t kStageCount = 6;
+inline constexpr std::array<const char*, kStageCount> kStageNames = {
+    "prepare", "probe", "gather", "interact", "refine", "rerank"};
+
+/// The answer to one query: best first, ties by id, and what it took.
+struct Found {
+  std::vector<DocRef> docs;
+  std::vector<float> scores;
+  uint64_t n_matching = 0;  ///< documents that may be returned: not empty, and allowed
+  bool exhaustive = false;
+  std::array<double, kStageCount> milliseconds{};
+  uint64_t n_postings = 0;
+  uint64_t n_candidates = 0;
+  uint64_t n_refined = 0;
+  uint64_t n_reranked = 0;
+};
+
+/// One snapshot: a list of segments searched as one collection. Const is safe from any thread; buffers
+/// are borrowed from a pool per call.
+class Searcher {
+ public:
+  /// All segments share `codec`, or none of them has codes (then it is null).
+  Searcher(std::vector<std::shared_ptr<const Segment>> segments, std::shared_ptr<const Codec> codec,
+           size_t threads);
+  ~Searcher();
+
+  /// The best k documents. `allow`: one bitmap per segment, or empty for all. An exhaustive search (asked
+  /// for, or cheaper by the cost model) is spread over threads; a pruned one runs on the caller.
+  Found search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+               std::span<const BitmapView> allow, const std::function<bool()>& poll = {}) const;
+
+  /// Many queries spread over threads: exactly the answers of search(), one by one.
+  std::vector<Found> search_batch(RaggedView<const float> queries, uint32_t k,
+                                  const SearchParams& params, std::span<const BitmapView> allow,
+                                  const std::function<bool()>& poll = {}) const;
+
+  /// Scores of these documents of one segment from the best form it stores.
+  void score(MatrixView<const float> query, uint32_t segment, std::span<const uint32_t> docs,
+             std::span<float> scores) const;
+
+  /// See DocumentScorer::align; from the best form stored.
+  void align(MatrixView<const float> query, uint32_t segment, uint32_t doc,
+             std::span<uint32_t> tokens, std::span<float> similarities) const;
+
+  std::span<const std::shared_ptr<const Segment>> segments() const noexcept { return segments_; }
+  uint64_t token_count() const noexcept { return n_tokens_; }
+  uint64_t doc_count() const noexcept { return n_docs_; }
+  size_t dim() const noexcept { return dim_; }
+
+ private:
+  struct Scratch;
+  class Lease;
+
+  Found search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                    std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
+                    const std::function<bool()>& poll) const;
+  bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const;
+  std::vector<Candidate> every_document(std::span<const BitmapView> allow) const;
+  void require_query(MatrixView<const float> query) const;
+  void require_doc(uint32_t segment, uint32_t doc) const;
+
+  std::vector<std::shared_ptr<const Segment>> segments_;
+  std::shared_ptr<const Codec> codec_;
+  size_t threads_;
+  size_t dim_ = 0;
+  uint64_t n_docs_ = 0;
+  uint64_t n_filled_ = 0;  ///< documents with at least one token
+  uint64_t n_tokens_ = 0;
+  std::vector<uint32_t> list_lengths_;  ///< per fine centroid, over all segments
+
+  mutable std::mutex pool_mutex_;
+  mutable std::vector<std::unique_ptr<Scratch>> pool_;
+};
+
+}  // namespace weft
