@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line shows: progress, results, errors.
+
+Results go to standard output, everything else to standard error. Colours and moving bars appear on
+terminals only; elsewhere a long stage writes a plain line every ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from weft.errors import (
+    CorruptIndexError,
+    DeviceError,
+    IncompatibleIndexError,
+    IndexExistsError,
+    IndexLockedError,
+    InvalidArgumentError,
+    MissingExtraError,
+    NotFoundError,
+    OutOfMemoryError,
+    StorageError,
+    WeftError,
+    WriterClosedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from weft.types import Hit, Match
+
+SCHEMA = 1
+EXIT_INTERNAL = 1
+EXIT_CHECK_FAILED = 9
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
+    (InvalidArgumentError, 3, "invalid_argument"),
+    (WriterClosedError, 3, "writer_closed"),
+    (NotFoundError, 4, "not_found"),
+    (IndexExistsError, 5, "index_exists"),
+    (IndexLockedError, 5, "index_locked"),
+    (CorruptIndexError, 6, "corrupt"),
+    (IncompatibleIndexError, 6, "incompatible"),
+    (OutOfMemoryError, 7, "out_of_memory"),
+    (StorageError, 7, "io"),
+    (DeviceError, 7, "device"),
+    (MissingExtraError, 8, "missing_extra"),
+]
+
+SNIPPET_CHARACTERS = 240
+PLAIN_LINE_SECONDS = 10.0
+BAR_EIGHTHS = " ▏▎▍▌▋▊▉"
+STRONG, WEAK = 0.8, 0.6  # of the best similarity: how a match is shown
+
+
+def count(value: float) -> str:
+    """Write a count for people: 950, 12,300, 4.56 M."""
+    return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:.2f} M"
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 8.4 s, 2 min 05 s, 3 h 12 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class RateColumn(ProgressColumn):
+    """Done, total and steps per second."""
+
+    def render(self, task: Task) -> Text:
+        """Write the column of one stage."""
+        total = "" if task.total is None else f"/{count(task.total)}"
+        speed = task.finished_speed or task.speed
+        rate = f"  {count(speed)}/s" if speed else ""
+        return Text(f"{count(task.completed)}{total}{rate}")
+
+
+class View:
+    """The two output streams of one command, and what was asked of them.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object instead of text.
+    quiet
+        No progress, notes or warnings; results and errors only.
+    progress
+        False leaves out progress, and keeps notes and warnings.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, progress: bool = True) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.show_progress = progress and not quiet
+        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logger = logging.getLogger("weft")
+        logger.handlers = [handler]
+        logger.setLevel(logging.ERROR if quiet else logging.WARNING)
+
+    def note(self, text: str | Text) -> None:
+        """Say what is being done, on standard error."""
+        if not self.quiet:
+            self.err.print(text)
+
+    def print(self, renderable: Any = "") -> None:
+        """Show a part of the result; with JSON nothing, since that is one object."""
+        if not self.as_json:
+            self.out.print(renderable)
+
+    def result(self, document: dict[str, Any]) -> None:
+        """Print the result as JSON, if that was asked for."""
+        if self.as_json:
+            self.out.file.write(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=False) + "\n")
+
+    def error(self, code: str, message: str, hint: str | None = None) -> None:
+        """Show one error: a line with its hint, or one JSON object."""
+        if self.as_json:
+            error = {"code": code, "message": message, "hint": hint}
+            self.err.file.write(json.dumps({"schema": SCHEMA, "error": error}) + "\n")
+        else:
+            self.err.print(Text.assemble(("error: ", "bold red"), message))
+            if hint:
+                self.err.print(Text.assemble(("hint: ", "bold cyan"), hint))
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Turn whatever goes wrong inside into a message and an exit status."""
+        try:
+            yield
+            sys.stdout.flush()
+        except WeftError as error:
+            status, code = status_of(error)
+            if status == EXIT_INTERNAL:
+                self.err.file.write(traceback.format_exc())
+            self.error(code, str(error), getattr(error, "hint", None))
+            raise typer.Exit(status) from error
+        except KeyboardInterrupt as error:
+            self.error("interrupted", "interrupted; the index is as it was at its last commit")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:  # the reader of our output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except MemoryError as error:
+            self.error("out_of_memory", "out of memory", "give less to --max-ram or --threads")
+            raise typer.Exit(7) from error
+        except (typer.Exit, typer.Abort, SystemExit):
+            raise
+        except Exception as error:
+            self.err.file.write(traceback.format_exc())
+            self.error("internal", f"{type(error).__name__}: {error}", "this is a bug of weft: report it")
+            raise typer.Exit(EXIT_INTERNAL) from error
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
+        """Give a callable that takes (stage, done, total) and shows it, or None when silent."""
+        if not self.show_progress:
+            yield None
+        elif self.err.is_terminal:
+            columns = (
+                TextColumn("{task.description:>9}"),
+                BarColumn(bar_width=30),
+                RateColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("[dim]{task.fields[memory]}"),
+            )
+            with Progress(*columns, console=self.err) as bars:
+                yield _Bars(bars)
+        else:
+            lines = _Lines(self.err)
+            yield lines
+            lines.finish()
+
+
+class _Bars:
+    """Progress on a terminal: one bar a stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._current: str | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._current and self._current is not None:
+            self._settle(self._current)
+        self._current = stage
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, memory="")
+        self._bars.update(
+            self._tasks[stage], completed=done, total=total or None, memory=anonymous_memory()
+        )
+
+    def _settle(self, stage: str) -> None:
+        task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
+        if not task.finished:
+            self._bars.update(task.id, total=task.completed, completed=task.completed)
+
+
+class _Lines:
+    """Progress without a terminal: a line at the start and end of a stage, and every ten seconds."""
+
+    def __init__(self, err: Console) -> None:
+        self._err = err
+        self._stage: str | None = None
+        self._state = (0, 0)
+        self._started = self._shown = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self.finish()
+            self._stage, self._started, self._shown = stage, now, now
+        self._state = (done, total)
+        if now - self._shown >= PLAIN_LINE_SECONDS:
+            self._shown = now
+            self._write(now)
+
+    def finish(self) -> None:
+        if self._stage is not None:
+            self._write(time.monotonic())
+        self._stage = None
+
+    def _write(self, now: float) -> None:
+        done, total = self._state
+        seconds = max(now - self._started, 1e-9)
+        parts = [f"{self._stage}: {count(done)}" + (f"/{count(total)}" if total else "")]
+        parts.append(f"{count(done / seconds)}/s" if seconds > 0.1 else "")
+        parts.append(duration(seconds))
+        if total > done > 0:
+            parts.append(f"about {duration(seconds / done * (total - done))} left")
+        parts.append(anonymous_memory())
+        self._err.print(", ".join(part for part in parts if part))
+
+
+def anonymous_memory() -> str:
+    """Memory of this process that is not a mapped file, where the system tells (Linux)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return size(int(line.split()[1]) * 1024)
+    except OSError:
+        pass
+    return ""
+
+
+def status_of(error: WeftError) -> tuple[int, str]:
+    """Give the exit status and the code of an error."""
+    for kind, status, code in EXIT_STATUS:
+        if isinstance(error, kind):
+            return status, code
+    return EXIT_INTERNAL, "internal"

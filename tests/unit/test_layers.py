@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrows between modules go down only: every #include and every import is looked at."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CPP_LAYERS = ["base", "kernels", "quantizer", "index", "search", "bindings"]
+
+# Inside search, as far as its parts know each other.
+SEARCH_LAYERS = ["params", "query", "exact", "probe", "gather", "refine", "truth", "searcher"]
+
+PYTHON_LAYERS = [
+    {"errors"},
+    {"types"},
+    {"arrays", "storage"},
+    {"manifest", "documents"},
+    {"plan"},
+    {"tuning"},
+    {"index"},
+    {"encoders", "sources"},
+    {"retriever"},
+    {"evaluation"},
+    {"demo"},
+    {"cli_view"},
+    {"cli"},
+]
+
+INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
+CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})
+PYTHON_FILES = sorted((ROOT / "python" / "weft").rglob("*.py"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def includes(path):
+    """Pairs (is it ours, name) of all includes of a file."""
+    return [(quote == '"', name) for quote, name in INCLUDE.findall(path.read_text())]
+
+
+def imports(path):
+    """Names below weft that a file imports, with "<module>" for everything from outside."""
+    ours, outside = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            names = [node.module]
+            if node.module == "weft":
+                names = [f"weft.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head != "weft":
+                outside.add(head)
+            elif rest:
+                ours.add(rest.split(".")[0])
+    return ours, outside
+
+
+def python_rank(module):
+    return next((i for i, layer in enumerate(PYTHON_LAYERS) if module in layer), None)
+
+
+def module_of(path):
+    return path.relative_to(ROOT / "python" / "weft").parts[0].removesuffix(".py")
+
+
+def test_there_is_something_to_look_at():
+    assert len(CPP_FILES) > 10
+    assert len(PYTHON_FILES) > 5
+
+
+@pytest.mark.parametrize("path", CPP_FILES, ids=name_of)
+def test_cpp(path):
+    layer = path.relative_to(ROOT / "csrc").parts[0]
+    for ours, name in includes(path):
+        if name.startswith("pybind11") or name == "Python.h":
+            assert layer == "bindings", f"{name_of(path)} includes {name}"
+        if not ours:
+            continue
+        assert (ROOT / "csrc" / name).is_file() or (path.parent / name).is_file(), name
+        target = name.split("/")[0] if "/" in name else layer
+        assert CPP_LAYERS.index(target) <= CPP_LAYERS.index(layer), f"{layer} includes {name}"
+        if layer == target == "search":
+            here, there = path.stem, Path(name).stem
+            assert SEARCH_LAYERS.index(there) <= SEARCH_LAYERS.index(here), f"{here} -> {there}"
+
+
+@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512", "neon"])
+def test_kernel_files_include_intrinsics_and_plain_structs_only(name):
+    path = ROOT / "csrc" / "kernels" / f"{name}.cpp"
+    allowed = {"kernels/kernels.h", "kernels/generic.inl", "stddef.h", "stdint.h", "string.h"}
+    allowed |= {"immintrin.h", "arm_neon.h", "math.h"}
+    assert {include for _, include in includes(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
+def test_python(path):
+    module = module_of(path)
+    ours, outside = imports(path)
+    if module not in {"__init__", "cli", "cli_view"}:
+        assert not {"typer", "rich"} & outside, f"{name_of(path)}: only the cli knows typer and rich"
+    if "_native" in ours:
+        assert module in {"__init__", "arrays", "index"}, f"{name_of(path)} imports _native"
+    if module == "__init__":
+        return
+    rank = python_rank(module)
+    assert rank is not None, f"{name_of(path)}: give it a place in PYTHON_LAYERS"
+    for target in ours - {"_native", "__version__"}:
+        assert python_rank(target) is not None, f"{name_of(path)} imports weft.{target}"
+        assert target == module or python_rank(target) < rank, f"{module} imports {target}"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README says is so: its example runs, its commands are those of the gate, its links exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from weft.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+DEMO = "pip install -c constraints.txt '.[demo]' && weft demo"
+TEST = "pip install -c constraints.txt '.[test]' && pytest"
+
+
+@pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
+def test_example(code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_two_commands():
+    assert f"{DEMO}\n{TEST}\n" in [code for kind, code in BLOCKS if kind == ""]
+
+
+def test_the_gate_runs_the_second_command_verbatim():
+    assert TEST in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_commands_shown_exist():
+    shown = set(re.findall(r"^\$ weft (\w+)", README, re.MULTILINE))
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert shown
+    assert shown <= known
+
+
+def test_options_shown_exist():
+    for line in re.findall(r"^\$ weft (.*?)(?:#.*)?$", README, re.MULTILINE):
+        command, *words = line.split()
+        shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).output
+        options = {word for word in words if word.startswith("-")}
+        assert all(option in shown for option in options), line
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    links += [name for name in re.findall(r"`((?:docs|tests|csrc|python|tools)/[\w./]+)`", text)]
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists() and not (ROOT / link).exists()]
+    assert not missing
