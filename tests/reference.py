@@ -6,6 +6,9 @@ Slow on purpose and written without a look at the engine, so that both can be wr
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 LANES = 16
@@ -192,3 +195,168 @@ def to_int8(row: np.ndarray, scale: float) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         product = row.astype(np.float32) * np.float32(scale)
     return np.clip(np.rint(np.where(np.isnan(product), 0, product)), -127, 127).astype(np.int8)
+
+# --- search -------------------------------------------------------------------------------------
+# The stages of a pruned search as loops over Python integers. `codec` is the mapping of arrays that a
+# codec file holds; a segment is a list of documents, each a list of (parent, child) pairs.
+
+
+def maxsim(query: np.ndarray, doc: np.ndarray) -> float:
+    """Sum over query rows of the largest dot product with a document row."""
+    if len(doc) == 0:
+        return -np.inf
+    total = 0.0
+    for q in np.asarray(query, np.float64):
+        total += max(float(np.dot(q, d)) for d in np.asarray(doc, np.float64))
+    return total
+
+
+def prepare_query(rotated: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """The int8 rows of a rotated query, and their one scale."""
+    widest = np.float32(np.abs(rotated).max())
+    factor = np.float32(127.0) / widest
+    rows = np.clip(np.rint(rotated.astype(np.float32) * factor), -127, 127).astype(np.int64)
+    return rows, np.float32(widest / np.float32(127.0))
+
+
+def merge_tokens(rows: np.ndarray, same: float = 0.95) -> list[tuple[int, int]]:
+    """(lane, weight) of the tokens that stand for themselves and their near-duplicates."""
+    merged: list[list[int]] = []
+    for i in range(len(rows)):
+        for entry in merged:
+            j = entry[0]
+            dot = int(rows[i] @ rows[j])
+            if dot > 0 and dot * dot >= same * same * int(rows[i] @ rows[i]) * int(rows[j] @ rows[j]):
+                entry[1] += 1
+                break
+        else:
+            merged.append([i, 1])
+    return [(lane, weight) for lane, weight in merged]
+
+
+@dataclass
+class CentroidScores:
+    """Integer scores of both levels, [centroid][lane], in one unit of 1/255 of the largest score."""
+
+    base: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray
+    base_unit: float
+
+
+def centroid_scores(rows: np.ndarray, scale: np.float32, codec: dict[str, np.ndarray]) -> CentroidScores:
+    """Base scores (dot >> shift) and u8 table entries of every centroid."""
+    scales = {"coarse": float(codec["scales"][0]), "fine": float(codec["scales"][1])}
+    longest_query = max(math.sqrt(int(r @ r)) for r in rows)
+    longest = {
+        level: max(math.sqrt(int(c @ c)) for c in codec[level].astype(np.int64))
+        for level in ("coarse", "fine")
+    }
+    unit = longest_query * float(scale) * max(longest[n] * scales[n] for n in scales) / 255.0
+    out = {}
+    for level in ("coarse", "fine"):
+        bound = math.ceil(longest_query * longest[level])
+        shift = max(0, bound.bit_length() - 15)
+        factor = round(scales[level] * float(scale) * 2**shift / unit * 32768.0)
+        factor = min(max(factor, 0), 32767)
+        base = np.clip((codec[level].astype(np.int64) @ rows.T) >> shift, -32768, 32767)
+        table = np.clip((base * factor + 2**14) >> 15, 0, 255)
+        out[level] = (base, table, shift)
+    base_unit = float(scale) * scales["coarse"] * 2 ** out["coarse"][2]
+    return CentroidScores(out["coarse"][0], out["coarse"][1], out["fine"][1], base_unit)
+
+
+def probe_lists(
+    scores: CentroidScores,
+    merged: list[tuple[int, int]],
+    child_offsets: np.ndarray,
+    lengths: list[int],
+    nprobe: int,
+    budget: int,
+    floor: float,
+) -> tuple[list[list[tuple[int, int]]], set[int]]:
+    """Per merged token its (fine centroid, gain), best first, and the cells that were opened."""
+    opened: set[int] = set()
+    ranked = []
+    for lane, _ in merged:
+        cells = sorted(range(len(scores.base)), key=lambda c: (-scores.base[c, lane], c))[:nprobe]
+        opened |= set(cells)
+        fines = [f for c in sorted(cells) for f in range(child_offsets[c], child_offsets[c + 1])]
+        fines = [f for f in fines if lengths[f] > 0]
+        ranked.append(sorted(fines, key=lambda f: (-scores.fine[f, lane], f)))
+    read, rounds = 0, 0
+    while rounds < max(map(len, ranked)) and read < budget:
+        read += sum(lengths[fines[rounds]] for fines in ranked if rounds < len(fines))
+        rounds += 1
+    lists = []
+    for (lane, weight), fines in zip(merged, ranked, strict=True):
+        taken = fines[:rounds]
+        least = int(scores.fine[taken[-1], lane]) * round(floor * 256) >> 8 if taken else 0
+        lists.append(
+            [(f, min(max((int(scores.fine[f, lane]) - least) * weight, 1), 1023)) for f in taken]
+        )
+    return lists, opened
+
+
+def gather(
+    segments: list[list[list[tuple[int, int]]]],
+    child_offsets: np.ndarray,
+    lists: list[list[tuple[int, int]]],
+    ncandidates: int,
+) -> list[tuple[int, int, int]]:
+    """(segment, doc, sum of gains) of the documents with the largest sums, in file order."""
+    sums: dict[tuple[int, int], int] = {}
+    for s, docs in enumerate(segments):
+        for d, tokens in enumerate(docs):
+            fines = {int(child_offsets[p]) + c for p, c in tokens}
+            total = 0
+            for of_token in lists:
+                hits = [gain for fine, gain in of_token if fine in fines]
+                total += hits[0] if hits else 0
+            if total > 0:
+                sums[s, d] = total
+    best = sorted(sums, key=lambda ref: (-sums[ref], ref))[:ncandidates]
+    return [(s, d, sums[s, d]) for s, d in sorted(best)]
+
+
+def interact(
+    segments: list[list[list[tuple[int, int]]]],
+    child_offsets: np.ndarray,
+    scores: CentroidScores,
+    opened: set[int],
+    gathered: list[tuple[int, int, int]],
+    count: int,
+) -> list[tuple[int, int, int]]:
+    """Approximate MaxSim from fine centroids (parents where a cell is closed) plus the gains."""
+    valued = []
+    for s, d, gain in gathered:
+        rows = [
+            scores.fine[child_offsets[p] + c] if p in opened else scores.coarse[p]
+            for p, c in segments[s][d]
+        ]
+        valued.append((s, d, 10 * int(np.max(rows, axis=0).sum()) + 3 * gain))
+    best = sorted(valued, key=lambda v: (-v[2], v[0], v[1]))[:count]
+    return sorted(best)
+
+
+def score_document(
+    rows: np.ndarray,
+    scale: np.float32,
+    scores: CentroidScores,
+    parents: np.ndarray,
+    steps: np.ndarray,
+    multipliers: np.ndarray,
+    levels: np.ndarray,
+    middle: int,
+) -> float:
+    """MaxSim of int8 query rows with reconstructed tokens: m * (base + step * (level - middle/2))."""
+    total = 0.0
+    for lane, row in enumerate(rows):
+        best = -np.inf
+        for t in range(len(parents)):
+            m = 0.75 + int(multipliers[t]) / 512
+            base = float(scores.base[parents[t], lane]) * scores.base_unit
+            residual = float(row @ levels[t].astype(np.int64)) - middle / 2 * float(row.sum())
+            best = max(best, m * (base + float(steps[t]) * float(scale) * residual))
+        total += best
+    return total

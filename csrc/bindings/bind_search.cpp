@@ -119,6 +119,38 @@ py::array_t<float> score(const Searcher& searcher, const py::object& query, uint
   return to_numpy(scores);
 }
 
+/// What the stages of a pruned search handed on: tests compare it with their definitions.
+py::dict trace(const Searcher& searcher, const py::object& query, uint32_t k,
+               const SearchParams& params) {
+  Trace trace;
+  searcher.search(query_matrix(query), k, params, {}, {}, &trace);
+  const auto candidates = [](const std::vector<Candidate>& from) {
+    py::list out;
+    for (const Candidate& one : from) {
+      out.append(py::make_tuple(one.ref.segment, one.ref.doc, one.value));
+    }
+    return out;
+  };
+  py::list merged, lists;
+  for (const auto& token : trace.merged) {
+    merged.append(py::make_tuple(token.lane, token.weight));
+  }
+  size_t next = 0;
+  for (const size_t end : trace.list_ends) {
+    py::list of_token;
+    for (; next < end; ++next) {
+      of_token.append(py::make_tuple(trace.lists[next].fine, trace.lists[next].gain));
+    }
+    lists.append(of_token);
+  }
+  py::dict out;
+  out["merged"] = merged;
+  out["lists"] = lists;
+  out["gathered"] = candidates(trace.gathered);
+  out["interacted"] = candidates(trace.interacted);
+  return out;
+}
+
 py::tuple align(const Searcher& searcher, const py::object& query, uint32_t segment, uint32_t doc) {
   const auto rows = query_matrix(query);
   std::vector<uint32_t> tokens(rows.rows);
@@ -196,6 +228,7 @@ void bind_search(py::module_& module) {
       .def("search_batch", &search_batch, py::arg("values"), py::arg("offsets"), py::arg("k"),
            py::arg("params"), py::arg("allow") = py::none())
       .def("score", &score, py::arg("query"), py::arg("segment"), py::arg("docs"))
+      .def("_trace", &trace, py::arg("query"), py::arg("k"), py::arg("params"))
       .def("align", &align, py::arg("query"), py::arg("segment"), py::arg("doc"));
 
   py::class_<Truth>(module, "Truth")

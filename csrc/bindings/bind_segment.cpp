@@ -2,8 +2,6 @@
 #include "bindings/arrays.h"
 #include "index/segment.h"
 #include "index/segment_builder.h"
-#include "search/probe.h"
-#include "search/refine.h"
 
 namespace weft::bindings {
 
@@ -34,7 +32,7 @@ py::dict write(int fd, std::string path, std::shared_ptr<const Codec> codec, con
   return out;
 }
 
-void require_doc(const Segment& segment, uint64_t doc) {
+void require_doc(const Segment& segment, uint32_t doc) {
   WEFT_REQUIRE(doc < segment.doc_count(), ErrorCode::invalid_argument, "document ", doc,
                ": the segment has ", segment.doc_count());
 }
@@ -58,12 +56,34 @@ py::array_t<uint32_t> lengths(const Segment& segment) {
   return to_numpy(out);
 }
 
+const char* numpy_name(DType dtype) {
+  constexpr const char* kNames[] = {"uint8", "int8",   "uint16", "int16",   "uint32", "int32",
+                                    "uint64", "int64", "float16", "float32", "float64"};
+  return kNames[static_cast<size_t>(dtype)];
+}
+
+/// Every array of a .weft file, copied, after its checksum was checked.
+py::dict read_arrays(const std::string& path) {
+  const Container container = Container::open(path);
+  container.verify();
+  py::dict out;
+  for (const NamedArray& array : container.arrays()) {
+    py::array values(py::dtype(numpy_name(array.dtype)),
+                     std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
+    std::copy_n(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size(),
+                static_cast<char*>(values.mutable_data()));
+    out[array.name.c_str()] = values;
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_segment(py::module_& module) {
   module.def("write_segment", &write, py::arg("fd"), py::arg("path"), py::arg("codec").none(true),
              py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
              py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
+  module.def("read_arrays", &read_arrays, py::arg("path"));
   py::class_<Segment, std::shared_ptr<const Segment>>(module, "Segment")
       .def_static("open", &Segment::open, py::arg("path"), py::arg("codec").none(true),
                   py::call_guard<py::gil_scoped_release>())
@@ -88,7 +108,7 @@ void bind_segment(py::module_& module) {
             require_doc(segment, doc);
             const auto n = static_cast<py::ssize_t>(segment.length(doc));
             py::array_t<float> out({n, static_cast<py::ssize_t>(segment.dim())});
-            read_rows(segment, doc, out.mutable_data());
+            segment.read_rows(doc, out.mutable_data());
             return out;
           },
           py::arg("doc"))

@@ -145,6 +145,29 @@ std::optional<uint32_t> Segment::find(std::string_view wanted) const noexcept {
   return *place;
 }
 
+void Segment::read_rows(uint32_t doc, float* out) const {
+  const auto first = static_cast<size_t>(doc_offsets_[doc]);
+  const size_t n = length(doc);
+  if (!rows_.empty()) {
+    std::transform(rows_.begin() + static_cast<ptrdiff_t>(first * dim()),
+                   rows_.begin() + static_cast<ptrdiff_t>((first + n) * dim()), out, half_to_float);
+    return;
+  }
+  if (!has_codes()) {
+    return;  // a segment of empty documents
+  }
+  const size_t padded = codec_->padded_dim();
+  codec_->decode({.n = n,
+                  .parents = parents_.data() + first,
+                  .steps = steps_.data() + first,
+                  .multipliers = multipliers_.data() + first,
+                  .codes = codes_.data() + first * padded * codec_->nbits() / 8,
+                  .plane = plane_.empty() ? nullptr : plane_.data() + first * padded / 2,
+                  .plane_multipliers =
+                      plane_.empty() ? nullptr : plane_multipliers_.data() + first},
+                 out);
+}
+
 void Segment::verify() const {
   container_.verify();
   const auto bad = [&](auto&&... parts) {

@@ -74,6 +74,9 @@ class Segment {
   std::span<const uint8_t> plane() const noexcept { return plane_; }
   std::span<const uint8_t> plane_multipliers() const noexcept { return plane_multipliers_; }
 
+  /// out[length(doc)][dim]: the document's rows from the best form stored, rotated back.
+  void read_rows(uint32_t doc, float* out) const;
+
   /// Inverted lists: postings of fine centroid f are [list_offsets[f], list_offsets[f + 1]).
   std::span<const uint64_t> list_offsets() const noexcept { return list_offsets_; }
   const uint8_t* postings() const noexcept { return postings_.data(); }

@@ -2,7 +2,6 @@
 #include "search/gather.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "kernels/dispatch.h"
 
@@ -57,8 +56,10 @@ std::vector<Candidate> gather(std::span<const std::shared_ptr<const Segment>> se
                               uint32_t ncandidates, Accumulators& scratch) {
   const kernels::Kernels& kernel = kernels::active();
   scratch.words.resize(segments.size());
-  const int sum_bits = std::bit_width(probe.largest_sum);
-  const auto shift = static_cast<unsigned>(std::max(0, sum_bits - std::bit_width(kBins - 1)));
+  unsigned shift = 0;
+  while ((probe.largest_sum >> shift) >= kBins) {
+    ++shift;
+  }
   scratch.bins.assign(kBins, 0);
   for (size_t s = 0; s < segments.size(); ++s) {
     const Segment& segment = *segments[s];

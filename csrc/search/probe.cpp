@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 
 #include "kernels/dispatch.h"
@@ -37,8 +36,11 @@ int16_t table_factor(double level_scale, unsigned shift, double query_scale, dou
 /// Smallest shift that brings dots of at most `bound` into int16.
 unsigned shift_for(double bound) {
   const auto largest = static_cast<uint64_t>(std::ceil(bound));
-  const int bits = std::bit_width(largest);
-  return bits > 15 ? static_cast<unsigned>(bits - 15) : 0u;
+  unsigned shift = 0;
+  while ((largest >> shift) > INT16_MAX) {
+    ++shift;
+  }
+  return shift;
 }
 
 void score_rows(const kernels::Kernels& kernel, const kernels::ByteTile& tile,

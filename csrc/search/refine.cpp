@@ -74,12 +74,12 @@ void DocumentScorer::lane_maxima(const Segment& segment, uint64_t first, size_t 
     const size_t padded = codec.padded_dim();
     const bool plane = scorer == Scorer::plane;
     // score = m * (base + step * (level - middle / 2)); the kernel's dot is doubled.
-    const float code_unit = 0.5f * query_.scale * (plane ? 1.0f / kPlaneRatio : 1.0f);
+    const float code_unit = 0.5f * query_.scale * (plane ? 1.0f / static_cast<float>(kPlaneRatio) : 1.0f);
     const uint8_t* multipliers =
         (plane ? segment.plane_multipliers() : segment.multipliers()).data() + at;
     kernel.half_to_float(segment.steps().data() + at, n, scratch.code_scale.data());
     for (size_t t = 0; t < n; ++t) {
-      const float multiplier = multiplier_value(multipliers[t]);
+      const float multiplier = multiplier_of(multipliers[t]);
       scratch.base_scale[t] = multiplier * probe_.base_unit;
       scratch.code_scale[t] *= multiplier * code_unit;
     }

@@ -149,7 +149,7 @@ std::vector<Candidate> Searcher::every_document(std::span<const BitmapView> allo
 
 Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                             std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
-                            const std::function<bool()>& poll) const {
+                            const std::function<bool()>& poll, Trace* trace) const {
   require_query(query);
   validate(params, k);
   WEFT_REQUIRE(allow.empty() || allow.size() == segments_.size(), ErrorCode::invalid_argument,
@@ -177,9 +177,15 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     found.n_candidates = candidates.size();
     // Too few documents met to fill k, though there are more: score them all instead.
     found.exhaustive = candidates.size() < std::min<uint64_t>(k, found.n_matching);
+    if (trace != nullptr) {
+      *trace = {prepared.merged, scratch.probe.lists, scratch.probe.list_ends, candidates, {}};
+    }
     if (!found.exhaustive) {
       interact(segments_, *codec_, scratch.probe, candidates, params.nrefine);
       clock.finished(Stage::interact);
+      if (trace != nullptr) {
+        trace->interacted = candidates;
+      }
     }
   }
   if (found.exhaustive) {
@@ -254,9 +260,10 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
 }
 
 Found Searcher::search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
-                       std::span<const BitmapView> allow, const std::function<bool()>& poll) const {
+                       std::span<const BitmapView> allow, const std::function<bool()>& poll,
+                       Trace* trace) const {
   const Lease scratch(*this);
-  return search_with(query, k, params, allow, threads_, *scratch, poll);
+  return search_with(query, k, params, allow, threads_, *scratch, poll, trace);
 }
 
 std::vector<Found> Searcher::search_batch(RaggedView<const float> queries, uint32_t k,
@@ -273,7 +280,7 @@ std::vector<Found> Searcher::search_batch(RaggedView<const float> queries, uint3
       [&](size_t begin, size_t end, size_t) {
         const Lease scratch(*this);
         for (size_t i = begin; i < end; ++i) {
-          found[i] = search_with(queries[i], k, params, allow, 1, *scratch, {});
+          found[i] = search_with(queries[i], k, params, allow, 1, *scratch, {}, nullptr);
         }
       },
       1, poll);

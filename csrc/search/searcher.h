@@ -37,6 +37,15 @@ struct Found {
   uint64_t n_reranked = 0;
 };
 
+/// What each stage of one search handed to the next, for tests of the stages.
+struct Trace {
+  std::vector<PreparedQuery::Merged> merged;
+  std::vector<ProbedList> lists;
+  std::vector<size_t> list_ends;
+  std::vector<Candidate> gathered;
+  std::vector<Candidate> interacted;
+};
+
 /// One snapshot: a list of segments searched as one collection. Const is safe from any thread; buffers
 /// are borrowed from a pool per call.
 class Searcher {
@@ -49,7 +58,8 @@ class Searcher {
   /// The best k documents. `allow`: one bitmap per segment, or empty for all. An exhaustive search (asked
   /// for, or cheaper by the cost model) is spread over threads; a pruned one runs on the caller.
   Found search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
-               std::span<const BitmapView> allow, const std::function<bool()>& poll = {}) const;
+               std::span<const BitmapView> allow, const std::function<bool()>& poll = {},
+               Trace* trace = nullptr) const;
 
   /// Many queries spread over threads: exactly the answers of search(), one by one.
   std::vector<Found> search_batch(RaggedView<const float> queries, uint32_t k,
@@ -75,7 +85,7 @@ class Searcher {
 
   Found search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                     std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
-                    const std::function<bool()>& poll) const;
+                    const std::function<bool()>& poll, Trace* trace) const;
   bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const;
   std::vector<Candidate> every_document(std::span<const BitmapView> allow) const;
   void require_query(MatrixView<const float> query) const;

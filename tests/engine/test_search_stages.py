@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each stage of a pruned search against its definition in reference.py, then the whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from weft import _native
+from weft.errors import InvalidArgumentError
+
+DIM = 40
+
+
+@dataclass
+class Built:
+    """An index of a few segments and everything the definitions need to know of it."""
+
+    searcher: _native.Searcher
+    codec: _native.Codec
+    codec_arrays: dict[str, np.ndarray]
+    arrays: list[dict[str, np.ndarray]]
+    docs: list[list[np.ndarray]]
+    queries: list[np.ndarray]
+
+    def tokens(self, s: int, d: int) -> slice:
+        offsets = self.arrays[s]["doc_offsets"]
+        return slice(int(offsets[d]), int(offsets[d + 1]))
+
+    @property
+    def coded(self) -> list[list[list[tuple[int, int]]]]:
+        return [
+            [
+                [
+                    (int(p), int(c))
+                    for p, c in zip(a["parents"][span], a["children"][span], strict=True)
+                ]
+                for span in (self.tokens(s, d) for d in range(len(self.docs[s])))
+            ]
+            for s, a in enumerate(self.arrays)
+        ]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [int(sum(np.diff(a["list_offsets"].astype(np.int64))[f] for a in self.arrays))
+                for f in range(self.codec.n_fine)]
+
+
+def write(path: Path, how: object) -> None:
+    """Create `path` and let `how(fd)` fill it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        how(fd)
+    finally:
+        os.close(fd)
+
+
+def build(folder: Path, rerank: str, n_docs: int = 220, seed: int = 3) -> Built:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, DIM))
+
+    def rows(n: int) -> np.ndarray:
+        values = centres[rng.integers(0, 40, n)] + 0.6 * rng.normal(size=(n, DIM))
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+    docs = [rows(int(n)) for n in rng.integers(0, 14, n_docs)]
+    docs = [d.astype(np.float16) for d in docs]
+    everything = np.concatenate(docs)
+    codec = _native.Codec.train(
+        everything, nbits=4, n_coarse=16, n_fine=64, iterations=4, seed=1,
+        max_sample_bytes=1 << 24, threads=1, progress=None,
+    )
+    path = folder / f"codec-{rerank}.weft"
+    write(path, lambda fd: codec.write(fd, str(path)))
+    codec = _native.Codec.open(str(path))
+    split = [docs[: n_docs // 3], docs[n_docs // 3 :]]
+    segments, arrays = [], []
+    for s, part in enumerate(split):
+        ids = [f"s{s}-{d * 7 % len(part)}".encode() for d in range(len(part))]
+        ids = [f"{i.decode()}.{d}".encode() for d, i in enumerate(ids)]
+        name = folder / f"seg-{rerank}-{s}.weft"
+        write(name, lambda fd, part=part, ids=ids, name=name: _native.write_segment(
+            fd, str(name), codec, np.concatenate(part),
+            np.cumsum([0, *map(len, part)]).astype(np.uint64),
+            np.frombuffer(b"".join(ids), np.uint8), np.cumsum([0, *map(len, ids)]).astype(np.uint64),
+            rerank, 2, None,
+        ))
+        segments.append(_native.Segment.open(str(name), codec))
+        arrays.append(_native.read_arrays(str(name)))
+    queries = [rows(int(n)) for n in (1, 5, 20)]
+    twin = queries[1].copy()
+    queries.append(np.concatenate([twin, twin[:3] * np.float32(0.99)]))  # near-duplicates merge
+    return Built(_native.Searcher(segments, codec, 2), codec, _native.read_arrays(str(path)),
+                 arrays, split, queries)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tmp_path_factory.mktemp("stages"), "plane")
+
+
+def params(**changes: object) -> _native.SearchParams:
+    values = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nrefine": 20, "nrerank": 0}
+    return _native.SearchParams(**(values | changes))
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("changes", [{}, {"budget": 1}, {"nprobe": 16, "budget": 10_000}, {"floor": 0.0}])
+def test_stages_match_their_definitions(
+    built: Built, which: int, changes: dict[str, object]
+) -> None:
+    query = built.queries[which]
+    settings = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nrefine": 20, "floor": 0.75} | changes
+    trace = built.searcher._trace(query, 5, params(**changes))
+    rows, scale = reference.prepare_query(built.codec._rotate(query))
+    merged = reference.merge_tokens(rows)
+    assert trace["merged"] == merged
+    assert len(merged) == (5 if which == 3 else len(query))
+    scores = reference.centroid_scores(rows, scale, built.codec_arrays)
+    child_offsets = built.codec_arrays["child_offsets"].astype(np.int64)
+    lists, opened = reference.probe_lists(
+        scores, merged, child_offsets, built.lengths,
+        int(settings["nprobe"]), int(settings["budget"]), float(settings["floor"]),
+    )
+    assert trace["lists"] == lists
+    gathered = reference.gather(built.coded, child_offsets, lists, int(settings["ncandidates"]))
+    assert trace["gathered"] == gathered
+    if len(gathered) >= 5:
+        interacted = reference.interact(
+            built.coded, child_offsets, scores, opened, gathered, int(settings["nrefine"])
+        )
+        kept = [(s, d) for s, d, _ in trace["interacted"]]
+        assert kept == [(s, d) for s, d, _ in interacted]
+
+
+@pytest.mark.parametrize("rerank", ["plane", "f16", "none"])
+def test_exhaustive_ranking_is_that_of_the_stored_form(tmp_path: Path, rerank: str) -> None:
+    built = build(tmp_path, rerank, n_docs=60)
+    for query in built.queries:
+        rows, scale = reference.prepare_query(built.codec._rotate(query))
+        scores = reference.centroid_scores(rows, scale, built.codec_arrays)
+        expected = {}
+        for s, docs in enumerate(built.docs):
+            a = built.arrays[s]
+            for d, doc in enumerate(docs):
+                span = built.tokens(s, d)
+                if len(doc) == 0:
+                    continue
+                if rerank == "f16":
+                    expected[s, d] = reference.maxsim(query, doc.astype(np.float64))
+                    continue
+                levels = reference.unpack_levels(a["codes"][span], 64, 4)
+                steps, multipliers, middle = a["steps"][span], a["multipliers"][span], 15
+                if rerank == "plane":
+                    lower = reference.unpack_levels(a["plane"][span], 64, 4)
+                    levels = 8 * levels.astype(np.int64) + lower
+                    steps = steps.astype(np.float64) / 8
+                    multipliers, middle = a["plane_multipliers"][span], 135
+                expected[s, d] = reference.score_document(
+                    rows, scale, scores, a["parents"][span], steps, multipliers, levels, middle
+                )
+        every = len(expected)
+        found = built.searcher.search(query, every, params(exhaustive=True, nrerank=10_000))
+        assert found.path == "exhaustive"
+        assert found.n_matching == every == len(found.ids)
+        refs = list(zip(map(int, found.segments), map(int, found.docs), strict=True))
+        assert sorted(refs) == sorted(expected)
+        np.testing.assert_allclose(found.scores, [expected[r] for r in refs], rtol=2e-4, atol=2e-4)
+        assert all(np.diff(found.scores) <= 0)
+
+
+def test_pruned_with_everything_allowed_equals_exhaustive(built: Built) -> None:
+    n = sum(len(docs) for docs in built.docs)
+    wide = params(nprobe=16, budget=10**6, ncandidates=n, nrefine=n)
+    for query in built.queries:
+        pruned = built.searcher.search(query, 10, wide)
+        full = built.searcher.search(query, 10, params(exhaustive=True))
+        assert pruned.ids == full.ids
+        assert pruned.scores.tobytes() == full.scores.tobytes()
+
+
+def test_batch_is_one_by_one_for_any_number_of_threads(built: Built) -> None:
+    values = np.concatenate(built.queries)
+    offsets = np.cumsum([0, *map(len, built.queries)]).astype(np.uint64)
+    batch = built.searcher.search_batch(values, offsets, 7, params())
+    for query, found in zip(built.queries, batch, strict=True):
+        one = built.searcher.search(query, 7, params())
+        assert found.ids == one.ids
+        assert found.scores.tobytes() == one.scores.tobytes()
+
+
+def test_only_allowed_documents_are_found(built: Built) -> None:
+    rng = np.random.default_rng(0)
+    keep = [rng.random(len(docs)) < 0.2 for docs in built.docs]
+    bitmaps = []
+    for flags in keep:
+        bits = np.packbits(flags, bitorder="little")
+        words = np.zeros((len(flags) + 63) // 64 * 8, np.uint8)
+        words[: len(bits)] = bits
+        bitmaps.append(words.view(np.uint64))
+    for query in built.queries:
+        for how in (params(exhaustive=True), params(nprobe=16, budget=10**6, ncandidates=500, nrefine=500)):
+            found = built.searcher.search(query, 10, how, bitmaps)
+            assert len(found.ids) == 10
+            assert all(keep[s][d] for s, d in zip(found.segments, found.docs, strict=True))
+            assert found.n_matching == sum(
+                int(flag and len(doc) > 0)
+                for flags, docs in zip(keep, built.docs, strict=True)
+                for flag, doc in zip(flags, docs, strict=True)
+            )
+
+
+def test_alignment_adds_up_to_the_score(built: Built) -> None:
+    query = built.queries[2]
+    found = built.searcher.search(query, 5, params(exhaustive=True, nrerank=10_000))
+    for s, d, score in zip(found.segments, found.docs, found.scores, strict=True):
+        tokens, similarities = built.searcher.align(query, int(s), int(d))
+        assert float(similarities.sum()) == pytest.approx(float(score), abs=1e-5)
+        assert tokens.max() < len(built.docs[s][d])
+        again = built.searcher.score(query, int(s), np.array([d], np.uint32))
+        assert again[0] == score
+
+
+def test_more_results_than_documents_gives_all(built: Built) -> None:
+    filled = sum(len(doc) > 0 for docs in built.docs for doc in docs)
+    found = built.searcher.search(built.queries[0], 10_000, params(ncandidates=10_000, nrefine=10_000))
+    assert len(found.ids) == filled == len(set(found.ids))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nprobe": 0}, "nprobe=0"),
+        ({"budget": 0}, "budget=0"),
+        ({"nrefine": 3}, "nrefine=3"),
+        ({"ncandidates": 10}, "ncandidates=10"),
+        ({"nrerank": 2}, "nrerank=2"),
+        ({"floor": 1.5}, "floor=1.5"),
+    ],
+)
+def test_bad_parameters_are_named(built: Built, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        built.searcher.search(built.queries[0], 5, params(**changes))
+
+
+def test_truth_is_exact(built: Built) -> None:
+    docs = [doc for part in built.docs for doc in part]
+    values = np.concatenate(built.queries)
+    offsets = np.cumsum([0, *map(len, built.queries)]).astype(np.uint64)
+    exclude = np.array([3, 5, 8, 13], np.uint32)
+    truth = _native.Truth(values, offsets, 10, 2)
+    half = len(docs) // 2
+    for first, part in ((0, docs[:half]), (half, docs[half:])):
+        truth.scan(np.concatenate(part), np.cumsum([0, *map(len, part)]).astype(np.uint64), first, exclude)
+    numbers, scores = truth.result()
+    for q, query in enumerate(built.queries):
+        exact = [reference.maxsim(query, doc.astype(np.float64)) for doc in docs]
+        exact[exclude[q]] = -np.inf
+        np.testing.assert_allclose(scores[q], np.sort(exact)[::-1][:10], rtol=1e-5)
+        np.testing.assert_allclose([exact[n] for n in numbers[q]], scores[q], rtol=1e-5)
