@@ -7,15 +7,16 @@
 namespace weft {
 
 /// Levels, one byte per dimension, to codes and back. The layout is that of kernels::CodeBlock: a
-/// 32-bit word holds 32 / nbits dimensions so that one AND and one shift give four neighbouring ones.
+/// 32-bit word holds 32 / nbits dimensions so that one AND and one shift give four neighbouring
+/// ones.
 ///
-/// levels: dim bytes below 2^nbits; codes: dim * nbits / 8 bytes; dim: a multiple of 32; nbits: 1, 2, 4
-/// or 8. The two may not overlap.
+/// levels: dim bytes below 2^nbits; codes: dim * nbits / 8 bytes; dim: a multiple of 32; nbits: 1,
+/// 2, 4 or 8. The two may not overlap.
 void pack(const uint8_t* levels, size_t dim, unsigned nbits, uint8_t* codes);
 void unpack(const uint8_t* codes, size_t dim, unsigned nbits, uint8_t* levels);
 
-/// The second plane has a step kPlaneRatio times smaller; merged levels are ratio * upper + lower, at
-/// most kPlaneMiddle = twice their middle.
+/// The second plane has a step kPlaneRatio times smaller; merged levels are ratio * upper + lower,
+/// at most kPlaneMiddle = twice their middle.
 inline constexpr int kPlaneRatio = 8;
 inline constexpr int kPlaneMiddle = 15 * kPlaneRatio + 15;
 

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Token embeddings to codes and back. In rotated space a token x of unit length is kept as
+//
+//   x = m * (c + step * (level - middle / 2)),   middle = 2^nbits - 1
+//
+// c      the coarse centroid of its cell: int8 * coarse_scale, so the residual x - c loses nothing
+// by it step   f16 per token, least squares for the best of 20 clip factors m      u8 per token,
+// 0.75 + u / 512: makes the reconstruction unit length, so that what quantisation
+//        takes from a token's length does not become an error of its scores
+//
+// A second plane (nbits 4 only) codes what the first left over with step / 8 in 16 levels:
+//
+//   x = m' * (c + step / 8 * (8 * upper + lower - 135 / 2))
+//
+// The step is rounded to f16 before anything that depends on it is computed. For the tree a token
+// is int8 on one grid for all tokens: 127 is four standard deviations of a rotated unit row's
+// elements. Centroids are kept on the same grid. Integers, IEEE operations in a fixed order and
+// square roots only: the same bytes for any number of threads and on any instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/parallel.h"
+#include "base/views.h"
+#include "quantizer/centroid_tree.h"
+#include "quantizer/rotation.h"
+
+namespace weft {
+
+inline constexpr int64_t kCodecVersion = 1;
+
+struct CodecParams {
+  unsigned nbits = 4;       ///< 1, 2, 4 or 8
+  uint32_t n_coarse = 0;    ///< 0: by rule
+  uint32_t n_fine = 0;      ///< 0: by rule
+  unsigned iterations = 8;  ///< rounds of k-means, at least 1
+  uint64_t seed = 42;
+  uint64_t n_tokens = 0;  ///< of the collection it is trained for; 0: as many as there are rows
+  uint64_t max_sample_bytes = uint64_t{1} << 30;
+  size_t threads = 0;  ///< 0: default_threads()
+};
+
+struct TreeSize {
+  uint32_t n_coarse;
+  uint32_t n_fine;
+};
+
+/// How many centroids n_tokens get. By rule: n_coarse is the power of two nearest to sqrt(n_tokens)
+/// in 16..65,536, doubled until a cell has at most 128 children; n_fine is n_tokens / 100. Given
+/// numbers are kept or refused with Error(invalid_argument).
+TreeSize tree_size(uint64_t n_tokens, uint32_t n_coarse, uint32_t n_fine);
+
+/// What a codec consists of, as it is stored; see Codec for the meaning.
+struct CodecParts {
+  size_t dim = 0;
+  unsigned nbits = 0;
+  uint64_t seed = 0;
+  uint64_t n_tokens = 0;
+  float coarse_scale = 0.0f;
+  float fine_scale = 0.0f;
+  TreeArrays tree;
+};
+
+/// Encoded tokens, one entry per token in each vector; `codes` and `plane` hold padded_dim * nbits
+/// / 8 and padded_dim / 2 bytes a token, packed as kernels::CodeBlock says. The plane may be
+/// absent.
+struct EncodedTokens {
+  std::vector<uint16_t> parents;
+  std::vector<uint8_t> children;
+  std::vector<uint16_t> steps;  ///< f16
+  std::vector<uint8_t> multipliers;
+  std::vector<uint8_t> codes;
+  std::vector<uint8_t> plane;
+  std::vector<uint8_t> plane_multipliers;
+};
+
+/// The part of EncodedTokens that decoding reads, borrowed. plane: null where there is none.
+struct EncodedView {
+  size_t n = 0;
+  const uint16_t* parents = nullptr;
+  const uint16_t* steps = nullptr;
+  const uint8_t* multipliers = nullptr;
+  const uint8_t* codes = nullptr;
+  const uint8_t* plane = nullptr;
+  const uint8_t* plane_multipliers = nullptr;
+};
+
+/// m of a stored multiplier.
+constexpr float multiplier_of(uint8_t stored) {
+  return 0.75f + static_cast<float>(stored) / 512.0f;
+}
+
+/// Rotation and centroid tree: what encodes and decodes. Immutable, hence thread-safe.
+class Codec {
+ public:
+  /// Checks that the parts belong together, wherever they come from: Error(corrupt) naming `path`.
+  static Codec from_parts(CodecParts parts, const std::string& path = {});
+
+  /// rows: f16 [n >= 1, dim], unit length, possibly a mapped file: a sample is read once, in order.
+  /// A function of (rows, params) but for params.threads. Stages of progress: "sample", "coarse",
+  /// "fine".
+  static Codec train(MatrixView<const uint16_t> rows, const CodecParams& params,
+                     const Progress& progress = {});
+
+  /// From and to a .weft container; defined in index/codec_file.cpp, since this layer does not know
+  /// containers. write() returns the checksum of the file's header. Errors of open(): corrupt,
+  /// incompatible, io.
+  static std::shared_ptr<const Codec> open(const std::string& path);
+  uint32_t write(const FileWriter& file) const;
+
+  size_t dim() const noexcept { return rotation_.dim(); }
+  size_t padded_dim() const noexcept { return rotation_.padded_dim(); }
+  unsigned nbits() const noexcept { return nbits_; }
+  uint64_t seed() const noexcept { return seed_; }
+  /// Tokens of the collection it was trained for.
+  uint64_t n_tokens() const noexcept { return n_tokens_; }
+  const Rotation& rotation() const noexcept { return rotation_; }
+
+  uint32_t n_coarse() const noexcept { return static_cast<uint32_t>(tree_.coarse().n); }
+  uint32_t n_fine() const noexcept { return static_cast<uint32_t>(tree_.fine().n); }
+  /// Centroids, [n][padded_dim], 64-byte aligned: the value is int8 * scale.
+  std::span<const int8_t> coarse() const noexcept;
+  std::span<const int8_t> fine() const noexcept;
+  float coarse_scale() const noexcept { return coarse_scale_; }
+  float fine_scale() const noexcept { return fine_scale_; }
+  /// Length of the longest centroid, in units of its scale.
+  double longest_coarse() const noexcept { return tree_.longest_coarse(); }
+  double longest_fine() const noexcept { return tree_.longest_fine(); }
+  /// Children of cell i are the fine centroids child_offsets()[i] .. child_offsets()[i + 1] - 1.
+  std::span<const uint32_t> child_offsets() const noexcept { return tree_.child_offsets(); }
+
+  /// CRC32C of everything the codes depend on: tells one codec from another, written or not.
+  uint32_t checksum() const noexcept { return checksum_; }
+  /// Bytes of memory held.
+  size_t byte_size() const noexcept;
+
+  /// Encodes one block of rows, f16 [n, dim], on the calling thread and overwrites `out`. A token's
+  /// bytes do not depend on its neighbours. Rows that are not of unit length lose their length.
+  /// Blocks of some thousand tokens keep everything in cache. plane: also the second plane; needs
+  /// nbits 4.
+  void encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& out) const;
+
+  /// out[n][dim]: the reconstructions, rotated back. Parents beyond n_coarse are read as the last
+  /// cell.
+  void decode(const EncodedView& tokens, float* out) const;
+
+ private:
+  explicit Codec(CodecParts&& parts);
+
+  Rotation rotation_;
+  unsigned nbits_;
+  uint64_t seed_;
+  uint64_t n_tokens_;
+  float coarse_scale_;
+  float fine_scale_;
+  uint32_t checksum_;
+  CentroidTree tree_;
+};
+
+}  // namespace weft

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantizer/kmeans.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+
+#include "base/parallel.h"
+#include "quantizer/tile.h"
+
+namespace weft {
+
+namespace {
+
+constexpr size_t kTileRows = 128;  // 16 KiB at dim 128: a tile stays in the first-level cache
+constexpr size_t kTilesPerTask = 8;
+constexpr double kLargestBias = 0x1p27;
+
+/// sums[d] += sum of element d over the rows.
+void add_rows(ByteRows rows, std::span<const uint32_t> numbers, std::vector<int64_t>& sums) {
+  constexpr size_t kChunk = 256;  // 256 * 127 fits an int16
+  std::vector<int16_t> partial(rows.dim);
+  for (size_t first = 0; first < numbers.size(); first += kChunk) {
+    std::fill(partial.begin(), partial.end(), int16_t{0});
+    for (const uint32_t number : numbers.subspan(first, std::min(kChunk, numbers.size() - first))) {
+      const int8_t* row = rows.row(number);
+      for (size_t d = 0; d < rows.dim; ++d) {
+        partial[d] = static_cast<int16_t>(partial[d] + row[d]);
+      }
+    }
+    for (size_t d = 0; d < rows.dim; ++d) {
+      sums[d] += partial[d];
+    }
+  }
+}
+
+int32_t squared_length(const int8_t* row, size_t dim) {
+  int32_t sum = 0;
+  for (size_t d = 0; d < dim; ++d) {
+    sum += row[d] * row[d];
+  }
+  return sum;
+}
+
+void round_mean(ByteRows rows, std::span<const uint32_t> numbers, int8_t* mean) {
+  std::vector<int64_t> sums(rows.dim);
+  add_rows(rows, numbers, sums);
+  for (size_t d = 0; d < rows.dim; ++d) {
+    mean[d] = static_cast<int8_t>(
+        std::lround(static_cast<double>(sums[d]) / static_cast<double>(numbers.size())));
+  }
+}
+
+/// The row farthest from `centre`; the first of equals.
+uint32_t farthest(ByteRows rows, std::span<const uint32_t> numbers, const int8_t* centre) {
+  uint32_t best = numbers.front();
+  int32_t largest = -1;
+  for (const uint32_t number : numbers) {
+    const int8_t* row = rows.row(number);
+    int32_t distance = 0;
+    for (size_t d = 0; d < rows.dim; ++d) {
+      distance += (row[d] - centre[d]) * (row[d] - centre[d]);
+    }
+    if (distance > largest) {
+      largest = distance;
+      best = number;
+    }
+  }
+  return best;
+}
+
+/// Gives every empty cluster a row of one with large scatter, as far as there are such clusters.
+void fill_empty(ByteRows rows, const Clusters& clusters, size_t threads,
+                AlignedBuffer<int8_t>& centroids) {
+  std::vector<uint32_t> empty;
+  for (size_t c = 0; c < clusters.size(); ++c) {
+    if (clusters[c].empty()) {
+      empty.push_back(static_cast<uint32_t>(c));
+    }
+  }
+  if (empty.empty()) {
+    return;
+  }
+  std::vector<double> spread(clusters.size());
+  parallel_for(
+      clusters.size(), threads,
+      [&](size_t begin, size_t end, size_t) {
+        for (size_t c = begin; c < end; ++c) {
+          spread[c] = scatter(rows, clusters[c]);
+        }
+      },
+      64);
+  std::vector<uint32_t> donors;
+  for (size_t c = 0; c < clusters.size(); ++c) {
+    if (spread[c] > 0.0) {
+      donors.push_back(static_cast<uint32_t>(c));
+    }
+  }
+  std::stable_sort(donors.begin(), donors.end(),
+                   [&](uint32_t a, uint32_t b) { return spread[a] > spread[b]; });
+  for (size_t i = 0; i < std::min(empty.size(), donors.size()); ++i) {
+    const int8_t* mean = centroids.data() + donors[i] * rows.dim;
+    const int8_t* row = rows.row(farthest(rows, clusters[donors[i]], mean));
+    std::copy_n(row, rows.dim, centroids.data() + empty[i] * rows.dim);
+  }
+}
+
+}  // namespace
+
+uint64_t AscendingDraw::next() {
+  while (random_.below(n_ - at_) >= left_) {
+    ++at_;
+  }
+  --left_;
+  return at_++;
+}
+
+double distance_biases(ByteRows centroids, double unit, int32_t* bias) {
+  int32_t longest = 0;
+  for (size_t i = 0; i < centroids.n; ++i) {
+    const int32_t squared = squared_length(centroids.row(i), centroids.dim);
+    longest = std::max(longest, squared);
+    bias[i] = -static_cast<int32_t>(std::min(std::round(0.5 * unit * squared), kLargestBias));
+  }
+  return std::sqrt(static_cast<double>(longest));
+}
+
+NearestCentroids::NearestCentroids(ByteRows centroids, double unit)
+    : centroids_(centroids), bias_(centroids.n) {
+  longest_ = distance_biases(centroids, unit, bias_.data());
+  // |dot| <= |x| |c| and |x| <= 127 sqrt(dim): after the shift every value fits an int16.
+  const int32_t lowest = *std::min_element(bias_.data(), bias_.data() + centroids.n);
+  const double reach = 127.0 * std::sqrt(static_cast<double>(centroids.dim)) * longest_ - lowest;
+  shift_ = static_cast<unsigned>(std::bit_width(static_cast<uint32_t>(reach) >> 15));
+}
+
+void NearestCentroids::find(const kernels::Kernels& kernel, const kernels::ByteTile& tile,
+                            int32_t* keys) const {
+  std::fill_n(keys, 4 * tile.lanes(), INT32_MIN);
+  kernel.nearest(tile, centroids_.data, bias_.data(), centroids_.n, 0, shift_, keys);
+}
+
+Clusters cluster_rows(const kernels::Kernels& kernel, ByteRows rows,
+                      std::span<const uint32_t> numbers, const NearestCentroids& centroids,
+                      size_t threads, const Tick& tick) {
+  std::vector<uint16_t> labels(numbers.size());
+  std::atomic<uint64_t> done = 0;
+  uint64_t told = 0;
+  const auto tell = [&] {
+    const uint64_t now = done.load();
+    if (tick && now != told) {
+      tick(now - told);
+      told = now;
+    }
+    return false;
+  };
+  const size_t n_tiles = (numbers.size() + kTileRows - 1) / kTileRows;
+  parallel_for(
+      n_tiles, threads,
+      [&](size_t begin, size_t end, size_t) {
+        ByteTileBuffer tile;
+        AlignedBuffer<int32_t> keys(4 * kTileRows);
+        for (size_t t = begin; t < end; ++t) {
+          const size_t first = t * kTileRows;
+          const size_t count = std::min(kTileRows, numbers.size() - first);
+          tile.resize(count, rows.dim);
+          for (size_t i = 0; i < count; ++i) {
+            tile.set_row(i, rows.row(numbers[first + i]));
+          }
+          centroids.find(kernel, tile.view(), keys.data());
+          for (size_t i = 0; i < count; ++i) {
+            labels[first + i] = static_cast<uint16_t>(NearestCentroids::centroid_of(keys[i]));
+          }
+          done += count;
+        }
+      },
+      kTilesPerTask, tell);
+  tell();
+
+  Clusters out;
+  out.starts.assign(centroids.size() + 1, 0);
+  for (const uint16_t label : labels) {
+    ++out.starts[label + size_t{1}];
+  }
+  for (size_t c = 0; c < centroids.size(); ++c) {
+    out.starts[c + 1] += out.starts[c];
+  }
+  std::vector<size_t> next(out.starts.begin(), out.starts.end() - 1);
+  out.members.resize(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    out.members[next[labels[i]]++] = numbers[i];
+  }
+  return out;
+}
+
+double scatter(ByteRows rows, std::span<const uint32_t> numbers) {
+  if (numbers.empty()) {
+    return 0.0;
+  }
+  std::vector<int64_t> sums(rows.dim);
+  add_rows(rows, numbers, sums);
+  int64_t squares = 0;
+  for (const uint32_t number : numbers) {
+    squares += squared_length(rows.row(number), rows.dim);
+  }
+  double mean_square = 0.0;
+  for (const int64_t sum : sums) {
+    mean_square += static_cast<double>(sum) * static_cast<double>(sum);
+  }
+  mean_square /= static_cast<double>(numbers.size());
+  return std::max(0.0, static_cast<double>(squares) - mean_square);
+}
+
+AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
+                             std::span<const uint32_t> numbers, const KMeansParams& params,
+                             const Tick& tick) {
+  AlignedBuffer<int8_t> centroids(params.n_clusters * rows.dim);
+  AscendingDraw draw(numbers.size(), params.n_clusters, Random(params.seed, params.stream));
+  for (size_t c = 0; c < params.n_clusters; ++c) {
+    std::copy_n(rows.row(numbers[draw.next()]), rows.dim, centroids.data() + c * rows.dim);
+  }
+  for (unsigned round = 0; round < params.iterations; ++round) {
+    const NearestCentroids nearest({centroids.data(), params.n_clusters, rows.dim});
+    const Clusters clusters = cluster_rows(kernel, rows, numbers, nearest, params.threads, tick);
+    parallel_for(
+        params.n_clusters, params.threads,
+        [&](size_t begin, size_t end, size_t) {
+          for (size_t c = begin; c < end; ++c) {
+            if (!clusters[c].empty()) {
+              round_mean(rows, clusters[c], centroids.data() + c * rows.dim);
+            }
+          }
+        },
+        64);
+    fill_empty(rows, clusters, params.threads, centroids);
+  }
+  return centroids;
+}
+
+}  // namespace weft

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// k-means in integers. Rows and centroids are int8 on one grid, so squared distances are integers:
+//
+//   |x - c|^2 / 2 = |x|^2 / 2 - (x.c + bias),   bias = -|c|^2 / 2, rounded
+//
+// and a mean is the rounded sum of int8 rows. Integer sums do not depend on their order, hence the
+// result depends neither on the number of threads nor on the instruction set. Nothing overflows:
+// sums are 64-bit, and |x.c| + |bias| < 2^28 up to dim 4,128.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/random.h"
+#include "kernels/kernels.h"
+
+namespace weft {
+
+/// n rows of `dim` int8, contiguous and 16-byte aligned; dim is a multiple of 32. Borrowed.
+struct ByteRows {
+  const int8_t* data = nullptr;
+  size_t n = 0;
+  size_t dim = 0;
+
+  const int8_t* row(size_t i) const noexcept { return data + i * dim; }
+};
+
+/// `count` of the numbers 0..n-1, uniform without replacement, handed out in ascending order.
+class AscendingDraw {
+ public:
+  AscendingDraw(uint64_t n, uint64_t count, Random random) : random_(random), n_(n), left_(count) {}
+
+  uint64_t left() const noexcept { return left_; }
+  /// The next number; left() must not be 0.
+  uint64_t next();
+
+ private:
+  Random random_;
+  uint64_t n_;
+  uint64_t left_;
+  uint64_t at_ = 0;
+};
+
+/// Centroids beside what the arg-max needs to rank them by squared distance.
+class NearestCentroids {
+ public:
+  NearestCentroids() = default;
+  /// Borrows 1..65,536 centroids. `unit`: their grid step in steps of the rows' grid.
+  explicit NearestCentroids(ByteRows centroids, double unit = 1.0);
+
+  size_t size() const noexcept { return centroids_.n; }
+  /// Length of the longest centroid, in its grid steps.
+  double longest() const noexcept { return longest_; }
+
+  /// Writes the four best centroids of every lane, best first, to keys[4][lanes]; see
+  /// kernels::Kernels::nearest. Where there are fewer than four, INT32_MIN fills up.
+  void find(const kernels::Kernels& kernel, const kernels::ByteTile& tile, int32_t* keys) const;
+
+  static uint32_t centroid_of(int32_t key) noexcept {
+    return 0xffffu - (static_cast<uint32_t>(key) & 0xffffu);
+  }
+
+ private:
+  ByteRows centroids_;
+  AlignedBuffer<int32_t> bias_;
+  double longest_ = 0.0;
+  unsigned shift_ = 0;
+};
+
+/// -|c|^2 / 2 * unit of every row, rounded and held within 2^27; returns the length of the longest
+/// row.
+double distance_biases(ByteRows centroids, double unit, int32_t* bias);
+
+/// Row numbers by cluster: those of cluster c are members[starts[c] .. starts[c + 1]), ascending.
+struct Clusters {
+  std::vector<uint32_t> members;
+  std::vector<size_t> starts;
+
+  size_t size() const noexcept { return starts.size() - 1; }
+  std::span<const uint32_t> operator[](size_t cluster) const {
+    return std::span(members).subspan(starts[cluster], starts[cluster + 1] - starts[cluster]);
+  }
+};
+
+/// Told on the calling thread how many rows were done since the last call; may throw to cancel.
+using Tick = std::function<void(uint64_t rows)>;
+
+/// Every row to its nearest centroid. `numbers`: the rows to take, ascending.
+Clusters cluster_rows(const kernels::Kernels& kernel, ByteRows rows,
+                      std::span<const uint32_t> numbers, const NearestCentroids& centroids,
+                      size_t threads, const Tick& tick);
+
+/// Sum of the squared distances between rows and their mean.
+double scatter(ByteRows rows, std::span<const uint32_t> numbers);
+
+struct KMeansParams {
+  size_t n_clusters = 1;  ///< 1..65,536, at most as many as there are rows
+  unsigned iterations = 8;
+  uint64_t seed = 42;
+  uint64_t stream = 0;  ///< tells runs with the same seed apart
+  size_t threads = 1;
+};
+
+/// The rounded means of n_clusters clusters, [n_clusters][dim]. Starts from rows drawn without
+/// replacement. After each round an empty cluster takes the row farthest from the mean of a cluster
+/// with large scatter, each such cluster giving one.
+AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
+                             std::span<const uint32_t> numbers, const KMeansParams& params,
+                             const Tick& tick = {});
+
+}  // namespace weft
