@@ -15,11 +15,14 @@
 #include "base/error.h"
 #include "kernels/dispatch.h"
 
+namespace weft::bindings {
+
 namespace py = pybind11;
+
+void bind_kernels(py::module_& module);
 
 namespace {
 
-namespace kernels = weft::kernels;
 using kernels::kLanes;
 
 template <class T>
@@ -338,3 +341,5 @@ void bind_kernels(py::module_& module) {
   m.def("half_to_float", half_to_float, isa, a("halves"), repeat);
   m.def("float_to_half", float_to_half, isa, a("floats"), repeat);
 }
+
+}  // namespace weft::bindings

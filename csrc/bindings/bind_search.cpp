@@ -220,8 +220,12 @@ void bind_search(py::module_& module) {
       .def_readonly("path", &FoundRows::path);
 
   py::class_<Searcher>(module, "Searcher")
-      .def(py::init<std::vector<std::shared_ptr<const Segment>>, std::shared_ptr<const Codec>,
-                    size_t>(),
+      .def(py::init([](const std::vector<std::shared_ptr<Segment>>& segments,
+                       const std::shared_ptr<Codec>& codec, size_t threads) {
+             return std::make_unique<Searcher>(
+                 std::vector<std::shared_ptr<const Segment>>(segments.begin(), segments.end()),
+                 codec, threads);
+           }),
            py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0)
       .def("search", &search, py::arg("query"), py::arg("k"), py::arg("params"),
            py::arg("allow") = py::none())

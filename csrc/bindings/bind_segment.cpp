@@ -9,7 +9,7 @@ void bind_segment(py::module_& module);
 
 namespace {
 
-py::dict write(int fd, std::string path, std::shared_ptr<const Codec> codec, const py::object& rows,
+py::dict write(int fd, std::string path, std::shared_ptr<Codec> codec, const py::object& rows,
                const py::object& offsets, const py::object& id_bytes, const py::object& id_offsets,
                const std::string& rerank, size_t threads, const py::object& progress) {
   const auto docs = make_ragged(matrix<uint16_t>(rows, "rows", "float16"),
@@ -84,9 +84,15 @@ void bind_segment(py::module_& module) {
              py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
              py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
   module.def("read_arrays", &read_arrays, py::arg("path"));
-  py::class_<Segment, std::shared_ptr<const Segment>>(module, "Segment")
-      .def_static("open", &Segment::open, py::arg("path"), py::arg("codec").none(true),
-                  py::call_guard<py::gil_scoped_release>())
+  // pybind11 has no holder of const objects; Segment offers const members only.
+  py::class_<Segment, std::shared_ptr<Segment>>(module, "Segment")
+      .def_static(
+          "open",
+          [](const std::string& path, const std::shared_ptr<Codec>& codec) {
+            const py::gil_scoped_release release;
+            return std::const_pointer_cast<Segment>(Segment::open(path, codec));
+          },
+          py::arg("path"), py::arg("codec").none(true))
       .def_property_readonly("n_docs", &Segment::doc_count)
       .def_property_readonly("n_tokens", &Segment::token_count)
       .def_property_readonly("checksum", &Segment::checksum)

@@ -236,6 +236,17 @@ void ContainerWriter::append(size_t array, const void* data, size_t n_bytes) {
   layout.written += n_bytes;
 }
 
+void ContainerWriter::set_last_shape(std::vector<uint64_t> shape) {
+  WEFT_REQUIRE(!specs_.empty() && layout_.back().written == 0 && !finished_, ErrorCode::internal,
+               "the last array is begun, its shape is fixed");
+  Layout& last = layout_.back();
+  WEFT_REQUIRE(shape.size() == specs_.back().shape.size() &&
+                   payload_bytes(shape, specs_.back().dtype, last.bytes),
+               ErrorCode::invalid_argument, specs_.back().name, ": bad shape ", shape_text(shape));
+  specs_.back().shape = std::move(shape);
+  file_bytes_ = align_up(last.offset + last.bytes);
+}
+
 uint32_t ContainerWriter::finish() {
   WEFT_REQUIRE(!finished_, ErrorCode::internal, "container finished twice");
   std::vector<Entry> table(specs_.size());

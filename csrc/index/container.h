@@ -59,6 +59,10 @@ class ContainerWriter {
   /// The next n_bytes of array number `array`. One write each: hand over blocks, not elements.
   void append(size_t array, const void* data, size_t n_bytes);
 
+  /// Another shape of the same rank for the last array, while nothing of it is written: for the one
+  /// whose size shows only after the others were filled.
+  void set_last_shape(std::vector<uint64_t> shape);
+
   /// Checks that every array is full, writes padding, table and header, and returns the checksum of
   /// the header, which stands for the whole file: the table it covers holds a checksum per array.
   uint32_t finish();

@@ -53,14 +53,6 @@ float score_rows(const kernels::Kernels& kernel, const kernels::FloatTile& tile,
 
 size_t padded(size_t dim) { return (dim + 31) / 32 * 32; }
 
-float length_of(const float* row, size_t dim) {
-  double sum = 0.0;
-  for (size_t d = 0; d < dim; ++d) {
-    sum += double{row[d]} * double{row[d]};
-  }
-  return static_cast<float>(std::sqrt(sum));
-}
-
 /// Rows as int8 with one scale, and how far each row is from what its int8 stands for.
 struct RoundedRows {
   AlignedBuffer<int8_t> bytes;
