@@ -360,3 +360,106 @@ def score_document(
             best = max(best, m * (base + float(steps[t]) * float(scale) * residual))
         total += best
     return total
+
+
+# ---- Codec ---------------------------------------------------------------------------------------
+# Tokens and centroids of the tree are int8 rows; arrays carry the names they have in a codec file.
+
+PLANE_MIDDLE = 135
+
+
+def token_scale(padded_dim: int) -> np.float32:
+    """int8 per unit of length of a token as the tree sees it."""
+    return np.float32(127 * math.sqrt(padded_dim) / 4)
+
+
+def distance_biases(centroids: np.ndarray, unit: float = 1.0) -> list[int]:
+    """-|c|^2 / 2 * unit, rounded away from zero: added to a dot, it ranks by squared distance."""
+    squares = [int(c @ c) for c in centroids.astype(np.int64)]
+    return [-min(math.floor(0.5 * unit * square + 0.5), 2**27) for square in squares]
+
+
+def ranked_centroids(
+    rows: np.ndarray, centroids: np.ndarray, count: int, unit: float = 1.0
+) -> list[list[int]]:
+    """The `count` nearest centroids of every row, best first, as coarsely as int16 values tell."""
+    bias = distance_biases(centroids, unit)
+    longest = max(math.sqrt(int(c @ c)) for c in centroids.astype(np.int64))
+    reach = int(127 * math.sqrt(centroids.shape[1]) * longest - min(bias))
+    shift = (reach >> 15).bit_length()
+    values = (tile_dots(rows, centroids).T.astype(np.int64) + np.array(bias)) >> shift
+    return [sorted(range(len(centroids)), key=lambda c: (-v[c], c))[:count] for v in values]
+
+
+def kmeans_round(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """One round: means of the nearest rows; empty clusters take outer rows of wide ones."""
+    wide = rows.astype(np.int64)
+    labels = np.array([best[0] for best in ranked_centroids(rows, centroids, 1)])
+    out = centroids.astype(np.int64)
+    scatters = []
+    for c in range(len(centroids)):
+        own = wide[labels == c]
+        if len(own):
+            mean = own.sum(0) / len(own)
+            out[c] = np.sign(mean) * np.floor(np.abs(mean) + 0.5)
+            scatters.append((((own - mean) ** 2).sum(), c))
+    empty = [c for c in range(len(centroids)) if not (labels == c).any()]
+    donors = sorted((s for s in scatters if s[0] > 1e-6), key=lambda s: (-s[0], s[1]))
+    for cluster, (_, donor) in zip(empty, donors, strict=False):
+        own = wide[labels == donor]
+        out[cluster] = own[((own - out[donor]) ** 2).sum(1).argmax()]
+    return out.astype(np.int8)
+
+
+def nearest_child(
+    rows: np.ndarray, codec: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parent and child of every int8 token: the nearest child over the four nearest cells."""
+    scale = np.float64(token_scale(rows.shape[1]))
+    coarse_unit, fine_unit = (np.float64(s) * scale for s in codec["scales"])
+    offsets = codec["child_offsets"].astype(int)
+    bias = distance_biases(codec["fine"], fine_unit)
+    parents, children = [], []
+    cells_of = ranked_centroids(rows, codec["coarse"], 4, coarse_unit)
+    for row, cells in zip(rows.astype(np.int64), cells_of, strict=True):
+        found = [
+            (int(row @ codec["fine"][f].astype(np.int64)) + bias[f], cell, f - offsets[cell])
+            for cell in cells
+            for f in range(offsets[cell], offsets[cell + 1])
+        ]
+        _, cell, child = max(found, key=lambda entry: entry[0])  # the first of equals
+        parents.append(cell)
+        children.append(child)
+    return np.array(parents, np.uint16), np.array(children, np.uint8)
+
+
+def plane_positions(residual: np.ndarray, step: float, levels: np.ndarray) -> np.ndarray:
+    """What the first plane left over, in levels of the second before rounding."""
+    left = residual - step * (levels.astype(np.float64) - 7.5)
+    return np.clip(left / (step / 8) + 7.5, 0, 15)
+
+
+def direction(
+    codec: dict[str, np.ndarray], parent: int, step: float, levels: np.ndarray, middle: int
+) -> np.ndarray:
+    """c + step * (level - middle / 2): a rotated token before its multiplier."""
+    centroid = codec["coarse"][parent].astype(np.float64) * np.float64(codec["scales"][0])
+    return centroid + step * (levels.astype(np.float64) - middle / 2)
+
+
+def reconstruct(
+    codec: dict[str, np.ndarray], encoded: dict[str, np.ndarray], nbits: int
+) -> np.ndarray:
+    """Rotated tokens f64 [n, padded_dim], m * (c + step * (level - middle / 2))."""
+    dim = codec["coarse"].shape[1]
+    levels = unpack_levels(encoded["codes"], dim, nbits).astype(int)
+    middle, fineness, multipliers = 2**nbits - 1, 1, encoded["multipliers"]
+    if "plane" in encoded:
+        levels = 8 * levels + unpack_levels(encoded["plane"], dim, 4)
+        middle, fineness, multipliers = PLANE_MIDDLE, 8, encoded["plane_multipliers"]
+    rows = []
+    for t in range(len(levels)):
+        step = float(encoded["steps"][t]) / fineness
+        token = direction(codec, int(encoded["parents"][t]), step, levels[t], middle)
+        rows.append((0.75 + int(multipliers[t]) / 512) * token)
+    return np.array(rows)

@@ -23,6 +23,8 @@ constexpr uint64_t kSampleTokensPerFine = 32;
 constexpr uint64_t kTokensPerFine = 100;
 constexpr uint32_t kChildrenByRule = 128;
 constexpr float kRatio = kPlaneRatio;
+constexpr double kLongestCentroid = 2.0;
+constexpr const char* kRemedy = "; the file is damaged, restore it or rebuild";
 
 /// int8 per unit of length: 127 is four standard deviations of an element of a rotated unit row.
 float token_scale(size_t padded_dim) {
@@ -64,7 +66,7 @@ float squared_length(const float* x, size_t dim) {
 uint8_t multiplier_for(const float* x, size_t dim) {
   const float squared = squared_length(x, dim);
   const float wanted = squared > 0.0f ? 1.0f / std::sqrt(squared) : 1.0f;
-  return static_cast<uint8_t>(std::clamp((wanted - 0.75f) * 512.0f, 0.0f, 255.0f) + 0.5f);
+  return static_cast<uint8_t>(std::min(std::max(0.0f, (wanted - 0.75f) * 512.0f), 255.0f) + 0.5f);
 }
 
 /// out = centroid * scale + step * (level - middle / 2).
@@ -114,8 +116,7 @@ uint32_t checksum_of(const CodecParts& parts) {
 void check(const CodecParts& parts, const std::string& path) {
   const auto require = [&](bool condition, const auto&... message) {
     if (!condition) {
-      throw Error(ErrorCode::corrupt,
-                  concat(message..., "; the file is damaged, restore it or rebuild"), path);
+      throw Error(ErrorCode::corrupt, concat(message..., kRemedy), path);
     }
   };
   const TreeArrays& tree = parts.tree;
@@ -187,7 +188,19 @@ Codec::Codec(CodecParts&& parts)
 
 Codec Codec::from_parts(CodecParts parts, const std::string& path) {
   check(parts, path);
-  return Codec(std::move(parts));
+  Codec codec(std::move(parts));
+  // Means of unit rows are no longer than 1, but for the rounding to their grid.
+  for (const auto& [name, length] :
+       {std::pair("coarse", codec.longest_coarse() * codec.coarse_scale()),
+        std::pair("fine", codec.longest_fine() * codec.fine_scale())}) {
+    if (length > kLongestCentroid) {
+      throw Error(ErrorCode::corrupt,
+                  concat("scales: a ", name, " centroid has length ", length, ", expected at most ",
+                         kLongestCentroid, kRemedy),
+                  path);
+    }
+  }
+  return codec;
 }
 
 std::span<const int8_t> Codec::coarse() const noexcept {
@@ -310,7 +323,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
         for (size_t d = 0; d < padded; ++d) {
           const float left = residual[d] - step * (static_cast<float>(levels[d]) - half);
           // round(left / (step / ratio) + 7.5), as a cut towards zero
-          const float place = std::clamp(left * per_step + 8.0f, 0.0f, 15.5f);
+          const float place = std::min(std::max(0.0f, left * per_step + 8.0f), 15.5f);
           lower[d] = static_cast<uint8_t>(place);
           levels[d] = static_cast<uint8_t>(kPlaneRatio * levels[d] + lower[d]);
         }
