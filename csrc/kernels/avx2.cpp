@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // AVX2 with FMA and F16C: a group is two registers. VPMADDUBSW adds pairs of u8 * s8 products with
-// 16-bit saturation. Signed rows therefore hand over |row| and give their sign to the tile:
-// 2 * 128 * 127 = 32,512 fits. Codes of at most 4 bits leave room for eight words before the sums widen:
-// 8 * 2 * 15 * 127 = 30,480.
+// 16-bit saturation, and widening its result to 32 bits costs a second multiplication. So a byte is
+// cut into two nibbles: eight words of nibbles fit 16 bits, 8 * 2 * 15 * 127 = 30,480, and are
+// widened together. Signed rows are moved by 128 before. Codes of at most 4 bits are one plane of
+// nibbles.
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,13 +12,13 @@
 #include "kernels/kernels.h"
 
 #define WEFT_INLINE [[gnu::always_inline]] inline
+#define WEFT_OWN_DOTS
 
 namespace weft::kernels {
 namespace {
 
 constexpr size_t kRows = 4;
 constexpr size_t kGroups = 1;
-constexpr bool kUnsignedRows = false;
 
 struct Ints {
   __m256i lo, hi;
@@ -27,14 +28,12 @@ struct Floats {
 };
 using Quads = Ints;
 using Bytes = __m128i;
-struct Word {
-  __m256i value, magnitude;
-};
-
 WEFT_INLINE __m256i load256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
-WEFT_INLINE __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+WEFT_INLINE __m128i load128(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
 WEFT_INLINE void store256(void* p, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
 WEFT_INLINE void store128(void* p, __m128i a) { _mm_storeu_si128(static_cast<__m128i*>(p), a); }
 WEFT_INLINE __m256i broadcast(const uint8_t* p) {
@@ -44,27 +43,19 @@ WEFT_INLINE __m256i broadcast(const uint8_t* p) {
 }
 
 WEFT_INLINE Quads load_quads(const int8_t* p) { return {load256(p), load256(p + 32)}; }
-WEFT_INLINE Word broadcast_word(const uint8_t* p) {
-  const __m256i value = broadcast(p);
-  return {value, _mm256_abs_epi8(value)};
-}
-WEFT_INLINE __m256i dot_half(__m256i sum, __m256i tile, Word row) {
-  const __m256i pairs = _mm256_maddubs_epi16(row.magnitude, _mm256_sign_epi8(tile, row.value));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-WEFT_INLINE Ints dot(Ints sum, Quads tile, Word row) {
-  return {dot_half(sum.lo, tile.lo, row), dot_half(sum.hi, tile.hi, row)};
-}
 WEFT_INLINE int32_t sum_of(__m256i a) {
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
   return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 WEFT_INLINE int32_t byte_dot(const int8_t* x, const int8_t* row, size_t dim) {
+  const __m256i ones = _mm256_set1_epi16(1);
   __m256i sums = _mm256_setzero_si256();
   for (size_t d = 0; d < dim; d += 32) {
     const __m256i value = load256(row + d);
-    sums = dot_half(sums, load256(x + d), {value, _mm256_abs_epi8(value)});
+    const __m256i signs = _mm256_sign_epi8(load256(x + d), value);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(value), signs);
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
   }
   return sum_of(sums);
 }
@@ -119,7 +110,9 @@ WEFT_INLINE unsigned at_least(Ints a, Ints b) {
   return static_cast<unsigned>(~below & 0xffff);
 }
 
-WEFT_INLINE Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+WEFT_INLINE Floats load_floats(const float* p) {
+  return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 WEFT_INLINE Floats load_halves(const uint16_t* p) {
   return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))};
 }
@@ -172,48 +165,86 @@ WEFT_INLINE uint32_t sum(Bytes a) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2));
 }
 
-WEFT_INLINE void flip_signs(const void* in, uint8_t* out) {
-  store256(out, _mm256_xor_si256(load256(in), _mm256_set1_epi8(-128)));
+/// A byte becomes its lower and its upper nibble, 32 bytes of each.
+struct WideRow {
+  static constexpr size_t kStaged = 2;
+  static constexpr int32_t kOffset = 0;
+  WEFT_INLINE static void stage_bytes(__m256i bytes, uint8_t* out) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    store256(out, _mm256_and_si256(bytes, mask));
+    store256(out + 32, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask));
+  }
+  WEFT_INLINE static void stage(const uint8_t* in, uint8_t* out) { stage_bytes(load256(in), out); }
+};
+struct SignedRow {
+  static constexpr size_t kStaged = 2;
+  static constexpr int32_t kOffset = 128;
+  WEFT_INLINE static void stage(const uint8_t* in, uint8_t* out) {
+    WideRow::stage_bytes(_mm256_xor_si256(load256(in), _mm256_set1_epi8(-128)), out);
+  }
+};
+
+/// 32 codes of kBits bits: 16, 8 or 4 bytes.
+template <unsigned kBits>
+WEFT_INLINE __m128i load_code(const uint8_t* code) {
+  if constexpr (kBits == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(code));
+  if constexpr (kBits == 2) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(code));
+  int32_t word;
+  __builtin_memcpy(&word, code, sizeof(word));
+  return _mm_cvtsi32_si128(word);
 }
 
 /// Output word i is input word i / p shifted by nbits * (i % p), p = 8 / nbits.
 template <unsigned kBits>
 WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
   constexpr int kPerByte = 8 / kBits;
-  int32_t words[4] = {};
-  __builtin_memcpy(words, code, 4 * kBits);
   const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i slots = _mm256_and_si256(numbers, _mm256_set1_epi32(kPerByte - 1));
   const __m256i sources = _mm256_srli_epi32(numbers, kPerByte == 2 ? 1 : kPerByte == 4 ? 2 : 3);
   const __m256i shifts = _mm256_mullo_epi32(slots, _mm256_set1_epi32(kBits));
-  const __m256i from = _mm256_castsi128_si256(load128(words));
+  const __m256i from = _mm256_castsi128_si256(load_code<kBits>(code));
   const __m256i spread = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(from, sources), shifts);
-  store256(out, _mm256_and_si256(spread, _mm256_set1_epi8((1 << kBits) - 1)));
+  const __m256i bytes = _mm256_and_si256(spread, _mm256_set1_epi8((1 << kBits) - 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
 }
 
 #include "kernels/generic.inl"
 
-/// WordDots for rows of at most 15: sums stay 16 bits wide over a chunk of eight words.
-struct NarrowDots {
+/// Dots of rows that were staged as `kPlanes` planes of nibbles.
+template <size_t kPlanes>
+struct NibbleDots {
+  static constexpr size_t kOnce = 2;  // rows whose sums fit the registers
+
   template <size_t kR, size_t kG>
   WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
                               Ints (&acc)[kR][kG]) {
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (size_t d = 0; d < tile.dim; d += kChunk) {
-      Ints narrow[kR];
-      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) narrow[r] = fill(0);
-      WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
-        const Quads q = load_quads(quads + (d + i) * kLanes);
-        WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
-          const __m256i word = broadcast(rows[r] + d + i);
-          narrow[r].lo = _mm256_add_epi16(narrow[r].lo, _mm256_maddubs_epi16(word, q.lo));
-          narrow[r].hi = _mm256_add_epi16(narrow[r].hi, _mm256_maddubs_epi16(word, q.hi));
+    WEFT_UNROLL for (size_t first = 0; first < kR; first += kOnce) {
+      for (size_t d = 0; d < tile.dim; d += kChunk) {
+        Ints narrow[kOnce][kPlanes];
+        WEFT_UNROLL for (size_t r = 0; r < kOnce; ++r) {
+          WEFT_UNROLL for (size_t p = 0; p < kPlanes; ++p) narrow[r][p] = fill(0);
         }
-      }
-      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
-        acc[r][0] = add(acc[r][0], {_mm256_madd_epi16(narrow[r].lo, ones),
-                                    _mm256_madd_epi16(narrow[r].hi, ones)});
+        WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
+          const Quads q = load_quads(quads + (d + i) * kLanes);
+          WEFT_UNROLL for (size_t r = 0; r < kOnce; ++r) {
+            WEFT_UNROLL for (size_t p = 0; p < kPlanes; ++p) {
+              const __m256i word = broadcast(rows[first + r] + d * kPlanes + p * kChunk + i);
+              Ints& sums = narrow[r][p];
+              sums.lo = _mm256_add_epi16(sums.lo, _mm256_maddubs_epi16(word, q.lo));
+              sums.hi = _mm256_add_epi16(sums.hi, _mm256_maddubs_epi16(word, q.hi));
+              asm("" : "+x"(sums.lo), "+x"(sums.hi));  // or gcc regroups the sums and spills
+            }
+          }
+        }
+        WEFT_UNROLL for (size_t r = 0; r < kOnce; ++r) {
+          WEFT_UNROLL for (size_t p = 0; p < kPlanes; ++p) {
+            const __m256i weight = _mm256_set1_epi16(p == 0 ? 1 : 16);
+            acc[first + r][0] =
+                add(acc[first + r][0], {_mm256_madd_epi16(narrow[r][p].lo, weight),
+                                        _mm256_madd_epi16(narrow[r][p].hi, weight)});
+          }
+        }
       }
     }
   }
@@ -222,9 +253,20 @@ struct NarrowDots {
 }  // namespace
 
 extern const Kernels avx2_table;
-const Kernels avx2_table = {
-    "avx2",       tile_dots, nearest, row_dots,    quantize_dots,         table_maxsim, accumulate,
-    histogram,    collect,   score_codes<NarrowDots>, maxsim_rows, quantize_row, to_int8, half_to_float,
-    float_to_half};
+const Kernels avx2_table = {"avx2",
+                            tile_dots<NibbleDots<2>>,
+                            nearest<NibbleDots<2>>,
+                            row_dots,
+                            quantize_dots,
+                            table_maxsim,
+                            accumulate,
+                            histogram,
+                            collect,
+                            score_codes<NibbleDots<2>, NibbleDots<1>>,
+                            maxsim_rows,
+                            quantize_row,
+                            to_int8,
+                            half_to_float,
+                            float_to_half};
 
 }  // namespace weft::kernels

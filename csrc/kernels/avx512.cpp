@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): a group is one register. VPDPBUSD multiplies
-// u8 by s8, so signed rows are moved by 128 and the sums start at -128 * sum of the lane; codes are
-// unsigned as they are.
+// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): a group is one register. VPDPBUSD
+// multiplies u8 by s8, so signed rows are moved by 128 and the sums start at -128 * sum of the
+// lane; codes are unsigned as they are.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 on its own _mm512_undefined_*()
 #endif
@@ -19,7 +19,6 @@ namespace {
 
 constexpr size_t kRows = 8;
 constexpr size_t kGroups = 2;
-constexpr bool kUnsignedRows = true;
 
 using Ints = __m512i;
 using Floats = __m512;
@@ -95,26 +94,42 @@ WEFT_INLINE uint32_t sum(Bytes a) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2));
 }
 
-WEFT_INLINE void flip_signs(const void* in, uint8_t* out) {
-  const __m256i a = _mm256_loadu_si256(static_cast<const __m256i*>(in));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                      _mm256_xor_si256(a, _mm256_set1_epi8(-128)));
+struct SignedRow {
+  static constexpr size_t kStaged = 1;
+  static constexpr int32_t kOffset = 128;
+  WEFT_INLINE static void stage(const uint8_t* in, uint8_t* out) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm256_xor_si256(bytes, _mm256_set1_epi8(-128)));
+  }
+};
+struct WideRow {
+  static constexpr size_t kStaged = 0;
+  static constexpr int32_t kOffset = 0;
+};
+
+/// 32 codes of kBits bits: 16, 8 or 4 bytes.
+template <unsigned kBits>
+WEFT_INLINE __m128i load_code(const uint8_t* code) {
+  if constexpr (kBits == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(code));
+  if constexpr (kBits == 2) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(code));
+  int32_t word;
+  __builtin_memcpy(&word, code, sizeof(word));
+  return _mm_cvtsi32_si128(word);
 }
 
 /// Output word i is input word i / p shifted by nbits * (i % p), p = 8 / nbits.
 template <unsigned kBits>
 WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
   constexpr int kPerByte = 8 / kBits;
-  int32_t words[4] = {};
-  __builtin_memcpy(words, code, 4 * kBits);
-  const __m256i from = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<__m128i*>(words)));
   const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i slots = _mm256_and_si256(numbers, _mm256_set1_epi32(kPerByte - 1));
   const __m256i sources = _mm256_srli_epi32(numbers, kPerByte == 2 ? 1 : kPerByte == 4 ? 2 : 3);
   const __m256i shifts = _mm256_mullo_epi32(slots, _mm256_set1_epi32(kBits));
+  const __m256i from = _mm256_castsi128_si256(load_code<kBits>(code));
   const __m256i spread = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(from, sources), shifts);
-  const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_and_si256(spread, mask));
+  const __m256i bytes = _mm256_and_si256(spread, _mm256_set1_epi8((1 << kBits) - 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
 }
 
 WEFT_INLINE int32_t byte_dot(const int8_t* x, const int8_t* row, size_t dim) {
@@ -138,9 +153,13 @@ WEFT_INLINE int32_t byte_dot(const int8_t* x, const int8_t* row, size_t dim) {
 }  // namespace
 
 extern const Kernels avx512_table;
-const Kernels avx512_table = {
-    "avx512",     tile_dots, nearest, row_dots,    quantize_dots,         table_maxsim, accumulate,
-    histogram,    collect,   score_codes<WordDots>, maxsim_rows, quantize_row, to_int8, half_to_float,
-    float_to_half};
+const Kernels avx512_table = {"avx512",          tile_dots<WordDots>,
+                              nearest<WordDots>, row_dots,
+                              quantize_dots,     table_maxsim,
+                              accumulate,        histogram,
+                              collect,           score_codes<WordDots, WordDots>,
+                              maxsim_rows,       quantize_row,
+                              to_int8,           half_to_float,
+                              float_to_half};
 
 }  // namespace weft::kernels

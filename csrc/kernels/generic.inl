@@ -3,7 +3,8 @@
 // Every kernel once, over the vector vocabulary that the including file has defined. Each ISA file
 // includes this inside its anonymous namespace, so that no two of them share a symbol.
 //
-// A vector always has 16 lanes, one group of a tile; a narrow machine uses several registers for it.
+// A vector always has 16 lanes, one group of a tile; a narrow machine uses several registers for
+// it.
 //
 //   Quads    64 tile bytes, four dimensions of 16 lanes      load_quads
 //   Word     four bytes of one row, in every lane            broadcast_word
@@ -13,14 +14,17 @@
 //   Floats   16 x f32   load_floats load_halves store store_halves fill add sub mul fma(a, b, c)
 //                       larger smaller round to_ints to_floats sum (by halving)
 //   Bytes    16 x u8    load_bytes larger sum
-//   expand_codes<nbits> 32 codes to 32 bytes in dimension order;  flip_signs: 32 bytes ^ 0x80
+//   expand_codes<nbits> 32 codes to 32 bytes in dimension order
+//   SignedRow, WideRow  how the bytes of s8 rows and of 8-bit codes reach dot(): as they lie there
+//                       (kStaged = 0), or 32 at a time through stage() into kStaged * 32 bytes,
+//                       after which dot() sees them moved by kOffset
 //
-// larger(a, b) is a > b ? a : b and smaller(a, b) is a < b ? a : b, so a NaN in `a` gives b; round and
-// to_ints go to the nearest, ties to even. kRows x kGroups vectors of sums are kept in registers.
-// kUnsignedRows: dot() takes the bytes of a Word as u8, otherwise as s8. Tile bytes are always s8.
+// larger(a, b) is a > b ? a : b and smaller(a, b) is a < b ? a : b, so a NaN in `a` gives b; round
+// and to_ints go to the nearest, ties to even. kRows x kGroups vectors of sums are kept in
+// registers.
 //
-// Nothing overflows: |sum of products| <= 255 * 127 * 4,128 < 2^27, and moving rows by 128 adds at most
-// 128 * |sums| <= 128 * 127 * 4,128 < 2^27 in between.
+// Nothing overflows: |sum of products| <= 255 * 127 * 4,128 < 2^27, and moving rows by 128 adds at
+// most 128 * |sums| <= 128 * 127 * 4,128 < 2^27 in between.
 
 #define WEFT_UNROLL _Pragma("GCC unroll 16")
 #define WEFT_PREFETCH(address) __builtin_prefetch(address)
@@ -28,8 +32,10 @@
 constexpr size_t kMaxDim = 4128;
 constexpr size_t kChunk = 32;  // dim is a multiple of it
 
-// ---- Integer tiles -------------------------------------------------------------------------------
+// ---- Integer tiles
+// -------------------------------------------------------------------------------
 
+#ifndef WEFT_OWN_DOTS
 /// acc[r][g][lane] += sum_d tile[group + g][lane][d] * rows[r][d].
 struct WordDots {
   template <size_t kR, size_t kG>
@@ -37,30 +43,32 @@ struct WordDots {
                               Ints (&acc)[kR][kG]) {
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
     const size_t group_size = tile.dim * kLanes;
-    for (size_t d = 0; d < tile.dim; d += 4) {
-      Quads q[kG];
-      WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
-        q[g] = load_quads(quads + g * group_size + d * kLanes);
-      }
-      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
-        const Word word = broadcast_word(rows[r] + d);
-        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = dot(acc[r][g], q[g], word);
+    for (size_t d = 0; d < tile.dim; d += kChunk) {
+      WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
+        Quads q[kG];
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+          q[g] = load_quads(quads + g * group_size + (d + i) * kLanes);
+        }
+        WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+          const Word word = broadcast_word(rows[r] + d + i);
+          WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = dot(acc[r][g], q[g], word);
+        }
       }
     }
   }
 };
 
-/// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the last
-/// of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
-template <class Dots, size_t kR, size_t kG, class Rows, class Visit>
+#endif
+
+/// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the
+/// last of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
+template <class Dots, class Rows, size_t kR, size_t kG, class Visit>
 WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* const* pointers,
-                            size_t first, size_t count, const Rows& rows, const Visit& visit) {
+                            size_t first, size_t count, const Visit& visit) {
   Ints acc[kR][kG];
   WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
-    const Ints start =
-        rows.offset() == 0
-            ? fill(0)
-            : mul(fill(rows.offset()), load_ints(tile.sums + (group + g) * kLanes));
+    const Ints sums = load_ints(tile.sums + (group + g) * kLanes);
+    const Ints start = Rows::kOffset == 0 ? fill(0) : mul(fill(-Rows::kOffset), sums);
     WEFT_UNROLL for (size_t r = 0; r < kR; ++r) acc[r][g] = start;
   }
   Dots::template run<kR, kG>(tile, group, pointers, acc);
@@ -74,11 +82,11 @@ WEFT_INLINE void scan_block(const ByteTile& tile, size_t first, size_t count, Ro
   rows.template load<kR>(first, count, pointers);
   size_t group = 0;
   for (; group + kGroups <= tile.groups; group += kGroups) {
-    scan_group<Dots, kR, kGroups>(tile, group, pointers, first, count, rows, visit);
+    scan_group<Dots, Rows, kR, kGroups>(tile, group, pointers, first, count, visit);
   }
   if constexpr (kGroups > 1) {
     for (; group < tile.groups; ++group) {
-      scan_group<Dots, kR, 1>(tile, group, pointers, first, count, rows, visit);
+      scan_group<Dots, Rows, kR, 1>(tile, group, pointers, first, count, visit);
     }
   }
 }
@@ -98,28 +106,52 @@ WEFT_INLINE void scan(const ByteTile& tile, size_t n, Rows& rows, const Visit& v
   }
 }
 
-/// s8 rows, moved to u8 where dot() wants that.
-struct SignedRows {
-  const int8_t* rows;
+/// Rows of whole bytes that begin `width` bytes apart.
+template <class Row>
+struct ByteRows {
+  static constexpr int32_t kOffset = Row::kOffset;
+
+  const uint8_t* rows;
   size_t dim;
-  alignas(64) uint8_t moved[kUnsignedRows ? kRows * kMaxDim : 64];
+  alignas(64) uint8_t staged[Row::kStaged == 0 ? 64 : Row::kStaged * kRows * kMaxDim];
 
-  SignedRows(const int8_t* first_row, size_t row_size) : rows(first_row), dim(row_size) {}
-
-  WEFT_INLINE int32_t offset() const { return kUnsignedRows ? -128 : 0; }
+  ByteRows(const void* first_row, size_t row_size)
+      : rows(static_cast<const uint8_t*>(first_row)), dim(row_size) {}
 
   template <size_t kR>
   WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
     for (size_t r = 0; r < kR; ++r) {
-      const size_t row = r < count ? r : count - 1;
-      const int8_t* source = rows + (first + row) * dim;
-      if constexpr (kUnsignedRows) {
-        uint8_t* target = moved + r * dim;
-        for (size_t d = 0; d < dim; d += kChunk) flip_signs(source + d, target + d);
-        out[r] = target;
+      const uint8_t* source = rows + (first + (r < count ? r : count - 1)) * dim;
+      if constexpr (Row::kStaged == 0) {
+        out[r] = source;
       } else {
-        out[r] = reinterpret_cast<const uint8_t*>(source);
+        uint8_t* target = staged + r * dim * Row::kStaged;
+        out[r] = target;
+        for (size_t d = 0; d < dim; d += kChunk) Row::stage(source + d, target + d * Row::kStaged);
       }
+    }
+  }
+};
+
+/// Rows of codes narrower than a byte.
+template <unsigned kBits>
+struct NarrowRows {
+  static constexpr int32_t kOffset = 0;
+
+  const uint8_t* codes;
+  size_t dim;
+  alignas(64) uint8_t expanded[kRows * kMaxDim];
+
+  NarrowRows(const uint8_t* first_row, size_t row_size) : codes(first_row), dim(row_size) {}
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < kR; ++r) {
+      const uint8_t* source = codes + (first + (r < count ? r : count - 1)) * (dim * kBits / 8);
+      uint8_t* target = expanded + r * dim;
+      out[r] = target;
+      for (size_t d = 0; d < dim; d += kChunk)
+        expand_codes<kBits>(source + d * kBits / 8, target + d);
     }
   }
 };
@@ -140,9 +172,10 @@ struct StoreDots {
   }
 };
 
+template <class Dots>
 void tile_dots(const ByteTile& tile, const int8_t* rows, size_t n, int32_t* dots) {
-  SignedRows source(rows, tile.dim);
-  scan<WordDots>(tile, n, source, StoreDots{dots, tile.lanes()});
+  ByteRows<SignedRow> source(rows, tile.dim);
+  scan<Dots>(tile, n, source, StoreDots{dots, tile.lanes()});
 }
 
 struct KeepBest {
@@ -176,10 +209,11 @@ struct KeepBest {
   }
 };
 
-void nearest(const ByteTile& tile, const int8_t* rows, const int32_t* bias, size_t n, uint32_t first,
-             unsigned shift, int32_t* keys) {
-  SignedRows source(rows, tile.dim);
-  scan<WordDots>(tile, n, source, KeepBest{bias, first, shift, keys, tile.lanes()});
+template <class Dots>
+void nearest(const ByteTile& tile, const int8_t* rows, const int32_t* bias, size_t n,
+             uint32_t first, unsigned shift, int32_t* keys) {
+  ByteRows<SignedRow> source(rows, tile.dim);
+  scan<Dots>(tile, n, source, KeepBest{bias, first, shift, keys, tile.lanes()});
 }
 
 void row_dots(const int8_t* x, const int8_t* rows, size_t n, size_t dim, int32_t* out) {
@@ -197,48 +231,38 @@ void quantize_dots(const int32_t* dots, size_t n, unsigned shift, int16_t factor
   }
 }
 
-// ---- Residual codes ------------------------------------------------------------------------------
+// ---- Residual codes
+// ------------------------------------------------------------------------------
 
-/// Codes as bytes; those of 8 bits are moved to s8 where dot() wants that.
-template <unsigned kBits>
+WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t token, size_t lanes) {
+  const uint32_t parent = block.parents[token];
+  return block.base + (parent < block.n_cells ? parent : block.n_cells) * lanes;
+}
+
+/// Rows of codes; the base scores of the block are fetched while its dots are computed.
+template <class Source>
 struct CodeRows {
+  static constexpr int32_t kOffset = Source::kOffset;
+
+  static constexpr size_t kAhead = 16;
+
   const CodeBlock& block;
-  size_t dim;
   size_t lanes;
-  alignas(64) uint8_t bytes[kRows * kMaxDim];
+  size_t width;
+  Source source;
 
-  CodeRows(const CodeBlock& codes, size_t row_size, size_t n_lanes)
-      : block(codes), dim(row_size), lanes(n_lanes) {}
-
-  static constexpr bool kMove = kBits == 8 && !kUnsignedRows;
-
-  WEFT_INLINE int32_t offset() const { return kMove ? 128 : 0; }
+  CodeRows(const CodeBlock& codes, size_t dim, size_t n_lanes)
+      : block(codes), lanes(n_lanes), width(dim * codes.nbits / 8), source(codes.codes, dim) {}
 
   template <size_t kR>
   WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
-    for (size_t r = 0; r < kR; ++r) {
-      const size_t token = first + (r < count ? r : count - 1);
-      const uint8_t* source = block.codes + token * (dim * kBits / 8);
-      const int16_t* base = block.base + base_row(block, token) * lanes;
+    for (size_t r = 0; r < count; ++r) {
+      const int16_t* base = base_row(block, first + r, lanes);
       for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);
-      uint8_t* target = bytes + r * dim;
-      if constexpr (kMove) {
-        for (size_t d = 0; d < dim; d += kChunk) flip_signs(source + d, target + d);
-        out[r] = target;
-      } else if constexpr (kBits == 8) {
-        out[r] = source;
-      } else {
-        for (size_t d = 0; d < dim; d += kChunk) {
-          expand_codes<kBits>(source + d * kBits / 8, target + d);
-        }
-        out[r] = target;
-      }
     }
-  }
-
-  WEFT_INLINE static size_t base_row(const CodeBlock& block, size_t token) {
-    const uint32_t parent = block.parents[token];
-    return parent < block.n_cells ? parent : block.n_cells;
+    const uint8_t* ahead = block.codes + (first + kAhead) * width;
+    for (size_t i = 0; i < kR * width; i += 64) WEFT_PREFETCH(ahead + i);
+    source.template load<kR>(first, count, out);
   }
 };
 
@@ -260,8 +284,7 @@ struct KeepScores {
     WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
       if (r < count) {
         const size_t token = first + r;
-        const int16_t* base =
-            block.base + CodeRows<8>::base_row(block, token) * lanes + group * kLanes;
+        const int16_t* base = base_row(block, token, lanes) + group * kLanes;
         const Floats base_scale = fill(block.base_scale[token]);
         const Floats code_scale = fill(block.code_scale[token]);
         WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
@@ -275,24 +298,29 @@ struct KeepScores {
   }
 };
 
-template <class Dots, unsigned kBits>
-void score_codes_of(const ByteTile& tile, const CodeBlock& block, float* best) {
-  CodeRows<kBits> source(block, tile.dim, tile.lanes());
+template <class Dots, class Source>
+WEFT_INLINE void score_rows(const ByteTile& tile, const CodeBlock& block, float* best) {
+  CodeRows<Source> source(block, tile.dim, tile.lanes());
   scan<Dots>(tile, block.n, source, KeepScores{block, tile.sums, tile.lanes(), best});
 }
 
 /// `NarrowDots` serves codes of at most 4 bits.
-template <class NarrowDots>
+template <class Dots, class NarrowDots>
 void score_codes(const ByteTile& tile, const CodeBlock& block, float* best) {
   switch (block.nbits) {
-    case 1: return score_codes_of<NarrowDots, 1>(tile, block, best);
-    case 2: return score_codes_of<NarrowDots, 2>(tile, block, best);
-    case 4: return score_codes_of<NarrowDots, 4>(tile, block, best);
-    default: return score_codes_of<WordDots, 8>(tile, block, best);
+    case 1:
+      return score_rows<NarrowDots, NarrowRows<1>>(tile, block, best);
+    case 2:
+      return score_rows<NarrowDots, NarrowRows<2>>(tile, block, best);
+    case 4:
+      return score_rows<NarrowDots, NarrowRows<4>>(tile, block, best);
+    default:
+      return score_rows<Dots, ByteRows<WideRow>>(tile, block, best);
   }
 }
 
-// ---- Tables, accumulators ------------------------------------------------------------------------
+// ---- Tables, accumulators
+// ------------------------------------------------------------------------
 
 template <size_t kG>
 WEFT_INLINE uint32_t table_sum(const ScoreTable& table, size_t group, const uint16_t* parents,
@@ -391,7 +419,8 @@ size_t collect(const uint32_t* words, size_t n, uint32_t least, uint32_t* docs) 
   return count;
 }
 
-// ---- Floats --------------------------------------------------------------------------------------
+// ---- Floats
+// --------------------------------------------------------------------------------------
 
 template <size_t kR, size_t kG>
 WEFT_INLINE void float_block(const FloatTile& tile, size_t group, const float* const* rows,
@@ -483,8 +512,7 @@ float quantize_row(const float* row, size_t dim, const float* factors, size_t n_
     }
   }
   for (size_t d = 0; d < dim; d += kLanes) {
-    const Floats level =
-        level_of(load_floats(row + d), fill(best_inverse), fill(half), fill(top));
+    const Floats level = level_of(load_floats(row + d), fill(best_inverse), fill(half), fill(top));
     store_bytes(levels + d, to_ints(level));
   }
   return best_step;

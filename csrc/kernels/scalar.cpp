@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The native reference: plain loops over 16 lanes, compiled without auto-vectorisation. Runs anywhere.
+// The native reference: plain loops over 16 lanes, compiled without auto-vectorisation. Runs
+// anywhere.
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,7 +14,6 @@ namespace {
 
 constexpr size_t kRows = 1;
 constexpr size_t kGroups = 1;
-constexpr bool kUnsignedRows = false;
 
 struct Ints {
   int32_t v[kLanes];
@@ -71,13 +71,16 @@ WEFT_INLINE Ints fill(int32_t a) {
   return each<Ints>([&](size_t) { return a; });
 }
 WEFT_INLINE Ints add(const Ints& a, const Ints& b) {
-  return each<Ints>([&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) + uint32_t(b.v[i])); });
+  return each<Ints>(
+      [&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) + uint32_t(b.v[i])); });
 }
 WEFT_INLINE Ints sub(const Ints& a, const Ints& b) {
-  return each<Ints>([&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) - uint32_t(b.v[i])); });
+  return each<Ints>(
+      [&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) - uint32_t(b.v[i])); });
 }
 WEFT_INLINE Ints mul(const Ints& a, const Ints& b) {
-  return each<Ints>([&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) * uint32_t(b.v[i])); });
+  return each<Ints>(
+      [&](size_t i) { return static_cast<int32_t>(uint32_t(a.v[i]) * uint32_t(b.v[i])); });
 }
 WEFT_INLINE Ints both(const Ints& a, const Ints& b) {
   return each<Ints>([&](size_t i) { return a.v[i] & b.v[i]; });
@@ -202,9 +205,17 @@ WEFT_INLINE uint32_t sum(const Bytes& a) {
   for (const uint8_t byte : a.v) total += byte;
   return total;
 }
-WEFT_INLINE void flip_signs(const void* in, uint8_t* out) {
-  for (size_t i = 0; i < 32; ++i) out[i] = static_cast<const uint8_t*>(in)[i] ^ 0x80u;
-}
+struct SignedRow {
+  static constexpr size_t kStaged = 0;
+  static constexpr int32_t kOffset = 0;
+};
+struct WideRow {
+  static constexpr size_t kStaged = 1;
+  static constexpr int32_t kOffset = -128;
+  static void stage(const uint8_t* in, uint8_t* out) {
+    for (size_t i = 0; i < 32; ++i) out[i] = in[i] ^ 0x80u;
+  }
+};
 template <unsigned kBits>
 WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
   constexpr size_t kPerByte = 8 / kBits;
@@ -220,9 +231,13 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 }  // namespace
 
 extern const Kernels scalar_table;
-const Kernels scalar_table = {
-    "scalar",     tile_dots, nearest, row_dots,    quantize_dots,         table_maxsim, accumulate,
-    histogram,    collect,   score_codes<WordDots>, maxsim_rows, quantize_row, to_int8, half_to_float,
-    float_to_half};
+const Kernels scalar_table = {"scalar",          tile_dots<WordDots>,
+                              nearest<WordDots>, row_dots,
+                              quantize_dots,     table_maxsim,
+                              accumulate,        histogram,
+                              collect,           score_codes<WordDots, WordDots>,
+                              maxsim_rows,       quantize_row,
+                              to_int8,           half_to_float,
+                              float_to_half};
 
 }  // namespace weft::kernels
