@@ -11,7 +11,6 @@ belongs to the encoder's identity, and is covered by the checksum of whatever st
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +58,7 @@ def projection_from_text(text: str, n_hidden: int, dim: int) -> NDArray[np.float
     """Read back what `projection_to_text` wrote."""
     try:
         raw = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidArgumentError(f"projection: not base64 ({error})") from error
     if len(raw) != 4 * n_hidden * dim:
         raise InvalidArgumentError(
