@@ -24,13 +24,13 @@ inline void report(bool passed, const char* what, const char* file, int line) {
   ::weft::test::report(static_cast<bool>(__VA_ARGS__), #__VA_ARGS__, __FILE__, __LINE__)
 
 /// The statement throws Error(ErrorCode::code).
-#define CHECK_ERROR(expected, ...)                                                            \
-  try {                                                                                       \
-    __VA_ARGS__;                                                                              \
-    ::weft::test::report(false, "no Error from: " #__VA_ARGS__, __FILE__, __LINE__);          \
-  } catch (const ::weft::Error& error) {                                                      \
-    ::weft::test::report(error.code() == ::weft::ErrorCode::expected, error.what(), __FILE__, \
-                         __LINE__);                                                           \
+#define CHECK_ERROR(expected, ...)                                                              \
+  try {                                                                                         \
+    __VA_ARGS__;                                                                                \
+    ::weft::test::report(false, "no Error from: " #__VA_ARGS__, __FILE__, __LINE__);            \
+  } catch (const ::weft::Error& caught) {                                                       \
+    ::weft::test::report(caught.code() == ::weft::ErrorCode::expected, caught.what(), __FILE__, \
+                         __LINE__);                                                             \
   }
 
 #define CHECK_RESULT (::weft::test::failures == 0 ? 0 : 1)
