@@ -202,12 +202,17 @@ py::tuple truth_result(const Truth& truth) {
 void bind_search(py::module_& module) {
   py::class_<SearchParams>(module, "SearchParams")
       .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nrefine,
-                       uint32_t nrerank, bool exhaustive, float floor) {
-             return SearchParams{nprobe, budget, ncandidates, nrefine, nrerank, exhaustive, floor};
+                       uint32_t nrerank, bool exhaustive, bool pruned, float floor) {
+             WEFT_REQUIRE(!exhaustive || !pruned, ErrorCode::invalid_argument,
+                          "exhaustive and pruned exclude each other");
+             const SearchPath path = exhaustive ? SearchPath::exhaustive
+                                     : pruned   ? SearchPath::pruned
+                                                : SearchPath::cheaper;
+             return SearchParams{nprobe, budget, ncandidates, nrefine, nrerank, path, floor};
            }),
            py::kw_only(), py::arg("nprobe"), py::arg("budget"), py::arg("ncandidates"),
            py::arg("nrefine"), py::arg("nrerank"), py::arg("exhaustive") = false,
-           py::arg("floor") = SearchParams{}.floor);
+           py::arg("pruned") = false, py::arg("floor") = SearchParams{}.floor);
 
   py::class_<FoundRows>(module, "Found")
       .def_readonly("ids", &FoundRows::ids)

@@ -13,7 +13,7 @@ void validate(const SearchParams& params, uint32_t k) {
   WEFT_REQUIRE(params.budget >= 1, kBad, "budget=0: expected at least 1 posting");
   WEFT_REQUIRE(params.floor >= 0.0f && params.floor <= 1.0f, kBad, "floor=", params.floor,
                ": expected 0..1");
-  if (params.exhaustive) {
+  if (params.path == SearchPath::exhaustive) {
     WEFT_REQUIRE(params.nrerank == 0 || params.nrerank >= k, kBad, "nrerank=", params.nrerank,
                  ": expected 0 or at least k=", k);
     return;

@@ -5,6 +5,9 @@
 
 namespace weft {
 
+/// How documents are found: by probing or by scoring all, or whichever the cost model says is cheaper.
+enum class SearchPath : uint8_t { cheaper, pruned, exhaustive };
+
 /// How much work a search does. Python owns the defaults (types.py); docs/architecture.md tells what
 /// each stage does with its number.
 struct SearchParams {
@@ -13,7 +16,7 @@ struct SearchParams {
   uint32_t ncandidates = 2'000;  ///< documents kept by select
   uint32_t nrefine = 400;      ///< documents scored from their codes
   uint32_t nrerank = 20;       ///< documents scored from the rerank rows; 0 = none
-  bool exhaustive = false;     ///< score every document instead of probing
+  SearchPath path = SearchPath::cheaper;
   float floor = 0.75f;         ///< share of the last list's score given to a token that met no list
 };
 

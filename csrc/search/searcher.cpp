@@ -166,7 +166,8 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   std::vector<Candidate> candidates;
   found.n_matching = allow.empty() ? n_filled_ : every_document(allow).size();
   found.exhaustive =
-      codec_ == nullptr || params.exhaustive || exhaustive_is_cheaper(prepared, params);
+      codec_ == nullptr || params.path == SearchPath::exhaustive ||
+      (params.path == SearchPath::cheaper && exhaustive_is_cheaper(prepared, params));
   if (!found.exhaustive) {
     probe(prepared, *codec_, list_lengths_, params, scratch.probe);
     found.n_postings = scratch.probe.n_postings;

@@ -105,7 +105,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def params(**changes: object) -> _native.SearchParams:
     values = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nrefine": 20, "nrerank": 0}
-    return _native.SearchParams(**(values | changes))
+    return _native.SearchParams(**({"pruned": "exhaustive" not in changes} | values | changes))
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -116,7 +116,7 @@ def test_stages_match_their_definitions(
     query = built.queries[which]
     settings = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nrefine": 20, "floor": 0.75} | changes
     trace = built.searcher._trace(query, 5, params(**changes))
-    rows, scale = reference.prepare_query(built.codec._rotate(query))
+    rows, scale = reference.prepare_query(_native._quantizer.rotate(query, built.codec.seed))
     merged = reference.merge_tokens(rows)
     assert trace["merged"] == merged
     assert len(merged) == (5 if which == 3 else len(query))
@@ -141,7 +141,7 @@ def test_stages_match_their_definitions(
 def test_exhaustive_ranking_is_that_of_the_stored_form(tmp_path: Path, rerank: str) -> None:
     built = build(tmp_path, rerank, n_docs=60)
     for query in built.queries:
-        rows, scale = reference.prepare_query(built.codec._rotate(query))
+        rows, scale = reference.prepare_query(_native._quantizer.rotate(query, built.codec.seed))
         scores = reference.centroid_scores(rows, scale, built.codec_arrays)
         expected = {}
         for s, docs in enumerate(built.docs):
@@ -179,6 +179,7 @@ def test_pruned_with_everything_allowed_equals_exhaustive(built: Built) -> None:
     for query in built.queries:
         pruned = built.searcher.search(query, 10, wide)
         full = built.searcher.search(query, 10, params(exhaustive=True))
+        assert (pruned.path, full.path) == ("pruned", "exhaustive")
         assert pruned.ids == full.ids
         assert pruned.scores.tobytes() == full.scores.tobytes()
 
@@ -203,8 +204,10 @@ def test_only_allowed_documents_are_found(built: Built) -> None:
         words[: len(bits)] = bits
         bitmaps.append(words.view(np.uint64))
     for query in built.queries:
-        for how in (params(exhaustive=True), params(nprobe=16, budget=10**6, ncandidates=500, nrefine=500)):
+        full = params(exhaustive=True)
+        for how in (full, params(nprobe=16, budget=10**6, ncandidates=500, nrefine=500)):
             found = built.searcher.search(query, 10, how, bitmaps)
+            assert found.path == ("exhaustive" if how is full else "pruned")
             assert len(found.ids) == 10
             assert all(keep[s][d] for s, d in zip(found.segments, found.docs, strict=True))
             assert found.n_matching == sum(
