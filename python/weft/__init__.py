@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Late-interaction search: token embeddings in, MaxSim rankings with known recall out.
+
+Examples
+--------
+>>> import numpy as np, weft
+>>> index = weft.Index.create("first.index", weft.IndexConfig(dim=8))
+>>> index.add(["a", "b"], [np.eye(8)[:3], np.eye(8)[3:]])
+2
+>>> index.search(np.eye(8)[4:6], k=1).ids
+('b',)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from weft import _native  # noqa: F401  (an installation without the engine fails here, and says so)
+
+if TYPE_CHECKING:
+    from weft import encoders, evaluation, sources
+    from weft.arrays import maxsim
+    from weft.errors import (
+        CorruptIndexError,
+        DeviceError,
+        IncompatibleIndexError,
+        IndexExistsError,
+        IndexLockedError,
+        InternalError,
+        InvalidArgumentError,
+        MissingExtraError,
+        NotFoundError,
+        OutOfMemoryError,
+        StorageError,
+        WeftError,
+        WriterClosedError,
+    )
+    from weft.index import Index, info
+    from weft.planning import plan
+    from weft.retriever import Retriever
+    from weft.searcher import Searcher
+    from weft.types import (
+        Alignment,
+        Document,
+        EncoderInfo,
+        Hit,
+        Hits,
+        IndexConfig,
+        IndexInfo,
+        Match,
+        OperatingPoint,
+        Plan,
+        Problem,
+        SearchParams,
+        TokenEmbeddings,
+    )
+    from weft.writer import Writer
+
+__all__ = [
+    "Alignment",
+    "CorruptIndexError",
+    "DeviceError",
+    "Document",
+    "EncoderInfo",
+    "Hit",
+    "Hits",
+    "IncompatibleIndexError",
+    "Index",
+    "IndexConfig",
+    "IndexExistsError",
+    "IndexInfo",
+    "IndexLockedError",
+    "InternalError",
+    "InvalidArgumentError",
+    "Match",
+    "MissingExtraError",
+    "NotFoundError",
+    "OperatingPoint",
+    "OutOfMemoryError",
+    "Plan",
+    "Problem",
+    "Retriever",
+    "SearchParams",
+    "Searcher",
+    "StorageError",
+    "TokenEmbeddings",
+    "WeftError",
+    "Writer",
+    "WriterClosedError",
+    "encoders",
+    "evaluation",
+    "info",
+    "maxsim",
+    "plan",
+    "sources",
+]
+
+# Where each name lives; a module is imported when one of its names is first used.
+_MODULES = {
+    "arrays": ("maxsim",),
+    "index": ("Index", "info"),
+    "planning": ("plan",),
+    "retriever": ("Retriever",),
+    "searcher": ("Searcher",),
+    "types": (
+        *("Alignment", "Document", "EncoderInfo", "Hit", "Hits", "IndexConfig", "IndexInfo"),
+        *("Match", "OperatingPoint", "Plan", "Problem", "SearchParams", "TokenEmbeddings"),
+    ),
+    "writer": ("Writer",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = ("encoders", "evaluation", "sources")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _native.info()["version"]
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"weft.{name}")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"weft.{_HOME[name]}"), name)
+    elif name in __all__:
+        value = getattr(importlib.import_module("weft.errors"), name)
+    else:
+        raise AttributeError(f"module 'weft' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of one commit: codec, segments, documents and operating points, written and synced.
+
+Nothing here changes the index: the files exist under names that no manifest knows until the writer
+publishes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weft import _native
+from weft.arrays import crc32c
+from weft.documents import check_metadata, encode_spans
+from weft.errors import WeftError
+from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, Tuning
+from weft.planning import sample_bytes, segment_cuts
+from weft.searcher import OpenSegment, Snapshot
+from weft.spool import WINDOW_MARK, Batch, Spool
+from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
+from weft.types import FrozenDict, defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from weft.storage import Directory
+    from weft.types import Progress
+
+logger = logging.getLogger("weft")
+
+READ_BYTES = 1 << 20
+BLOCK_TOKENS = 1 << 17
+BLOCK_WINDOWS = 1 << 12
+
+
+class Build:
+    """One commit in the making."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        snapshot: Snapshot,
+        spool: Spool,
+        *,
+        threads: int,
+        max_ram: int,
+        progress: Progress,
+    ) -> None:
+        self._directory = directory
+        self._snapshot = snapshot
+        self._base = snapshot.manifest
+        self._spool = spool
+        self._threads = threads
+        self._max_ram = max_ram
+        self._progress = progress
+        self._files: dict[str, FileEntry] = {}
+        self._made: list[str] = []
+
+    def run(self, generation: int, *, tune: bool, queries: TuningQueries | None) -> Manifest:
+        """Write every file, sync the folder and give the manifest that names them.
+
+        `tune` asks for operating points even if the codec is an old one, measured on `queries` or, where
+        there are none, on sampled documents.
+        """
+        base, spool = self._base, self._spool
+        codec, entry, kept = self._snapshot.codec, base.codec, self._snapshot.segments
+        n_tokens = base.n_tokens + spool.n_tokens
+        if codec is None and n_tokens >= defaults.codec_tokens:
+            for segment in kept:
+                self._absorb(segment)
+            kept, tune = (), True
+            codec, entry = self._train()
+        elif entry is not None and n_tokens > defaults.retrain_growth * entry.n_tokens:
+            logger.warning(
+                "the index has %d tokens, its codec was trained for %d: recall may fall; "
+                "consider building it anew",
+                n_tokens,
+                entry.n_tokens,
+            )
+        made = self._write_segments(codec)
+        manifest = base.next(
+            generation,
+            codec=entry,
+            segments=(*(segment.entry for segment in kept), *made),
+            files={**base.files, **self._files},
+        )
+        if codec is not None and tune:
+            manifest = self._tune(manifest, kept, queries)
+        self._directory.sync_directory()
+        return manifest
+
+    def discard(self) -> None:
+        """Remove what was made; what cannot be removed is left to the next writer."""
+        for name in self._made:
+            with contextlib.suppress(WeftError):
+                self._directory.remove(name)
+
+    def _absorb(self, segment: OpenSegment) -> None:
+        """Put the documents of an old segment of rows into the spool, to be encoded with the rest."""
+        native, store = segment.native, segment.documents
+        n = native.n_docs
+        lengths = native.lengths().astype(np.int64)
+        stored_ids = native.ids(np.arange(n, dtype=np.uint32))
+        split = [stored.partition(WINDOW_MARK) for stored in stored_ids]
+        starts = [w for w, (_, mark, number) in enumerate(split) if not mark or number == "0"]
+        found = [(None, {}) if store is None else store.get(window) for window in starts]
+        places = [None if store is None else store.spans(w, int(lengths[w])) for w in range(n)]
+        batch = Batch(
+            ids=[split[window][0] for window in starts],
+            n_windows=np.diff(starts, append=n).tolist(),
+            lengths=lengths,
+            texts=[text for text, _ in found],
+            metadata=[check_metadata(fields, segment.entry.name) for _, fields in found],
+            spans=[None if p is None else encode_spans(p.astype(np.int64)) for p in places],
+        )
+        self._spool.append(batch, (rows.values for rows in _stored_rows(segment, lengths)))
+
+    def _train(self) -> tuple[_native.Codec, CodecEntry]:
+        config, rows = self._base.config, self._spool.rows()
+        trained = _native.Codec.train(
+            rows,
+            nbits=config.nbits,
+            n_coarse=config.n_coarse or 0,
+            n_fine=config.n_fine or 0,
+            iterations=config.kmeans_iterations,
+            seed=config.seed,
+            max_sample_bytes=sample_bytes(self._max_ram),
+            threads=self._threads,
+            progress=self._progress,
+        )
+        name = f"codec-{uuid.uuid4().hex}.weft"
+        path = str(self._directory.path / name)
+        self._write(name, lambda fd: trained.write(fd, path))
+        codec = _native.Codec.open(path)
+        return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, len(rows))
+
+    def _write_segments(self, codec: _native.Codec | None) -> list[SegmentEntry]:
+        spool = self._spool
+        starts, lengths = spool.doc_starts(), spool.lengths()
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
+        rows = spool.rows()
+        entries = []
+        for first, last in segment_cuts(starts, lengths, self._max_ram):
+            docs = starts[(starts >= first) & (starts < last)]
+            per_doc = np.add.reduceat(lengths[first:last].astype(np.int64), docs - first)
+            entry = SegmentEntry(
+                name=f"seg-{uuid.uuid4().hex}",
+                n_docs=len(docs),
+                n_windows=last - first,
+                n_empty=int(np.count_nonzero(per_doc == 0)),
+                n_tokens=int(per_doc.sum()),
+                documents=spool.has_documents,
+            )
+            self._write_segment(entry, codec, rows, offsets[first : last + 1], first)
+            if entry.documents:
+                self._write_documents(entry.documents_file, first, last)
+            entries.append(entry)
+        return entries
+
+    def _write_segment(
+        self,
+        entry: SegmentEntry,
+        codec: _native.Codec | None,
+        rows: NDArray[np.float16],
+        offsets: NDArray[np.uint64],
+        first: int,
+    ) -> None:
+        first_row, last_row = int(offsets[0]), int(offsets[-1])
+        id_bytes = bytearray()
+        id_offsets = np.zeros(entry.n_windows + 1, np.uint64)
+        for number, stored in enumerate(self._spool.ids(first, first + entry.n_windows), start=1):
+            id_bytes += stored.encode()
+            id_offsets[number] = len(id_bytes)
+        path = str(self._directory.path / entry.file)
+
+        def progress(stage: str, done: int, _: int) -> None:
+            self._progress(stage, first_row + done, len(rows))
+
+        self._write(
+            entry.file,
+            lambda fd: _native.write_segment(
+                fd,
+                path,
+                codec,
+                rows[first_row:last_row],
+                offsets - np.uint64(first_row),
+                np.frombuffer(id_bytes, np.uint8),
+                id_offsets,
+                self._base.config.rerank or "none",
+                self._threads,
+                progress,
+            )["checksum"],
+        )
+
+    def _write(self, name: str, write: Callable[[int], int]) -> None:
+        """Make and sync a file that `write` fills and gives the checksum of."""
+        fd = self._directory.create(name)
+        self._made.append(name)
+        try:
+            checksum = write(fd)
+            self._directory.sync(fd, name)
+            self._files[name] = FileEntry(os.fstat(fd).st_size, f"{checksum:08x}")
+        finally:
+            os.close(fd)
+
+    def _write_documents(self, name: str, first: int, last: int) -> None:
+        def write(fd: int) -> int:
+            self._spool.write_documents(name, first, last)
+            return checksum_of(fd)
+
+        self._write(name, write)
+
+    def _tune(
+        self, manifest: Manifest, kept: tuple[OpenSegment, ...], given: TuningQueries | None
+    ) -> Manifest:
+        """Give the manifest with operating points, found on the files it names."""
+        snapshot = Snapshot(self._directory, manifest)
+        assert snapshot.codec is not None
+        searcher = _native.Searcher(
+            [segment.native for segment in snapshot.segments], snapshot.codec, self._threads
+        )
+        queries = given or self._sample_queries(kept)
+        tuner = Tuner(
+            searcher,
+            snapshot.codec,
+            [segment.native.n_docs for segment in snapshot.segments],
+            manifest.n_tokens,
+            queries,
+            reranks=manifest.config.rerank is not None,
+        )
+        tuner.answer_exactly(self._all_rows(kept), self._threads, self._progress)
+        tuned_on = "sampled documents" if given is None else "given queries"
+        exact = manifest.config.rerank == "f16" or not kept
+        tuning = Tuning(tuned_on, len(queries), manifest.n_tokens, "rows" if exact else "stored")
+        points = tuner.points(tuned_on, self._progress)
+        return manifest.next(manifest.generation, operating_points=points, tuning=tuning)
+
+    def _sample_queries(self, kept: tuple[OpenSegment, ...]) -> TuningQueries:
+        stored = [segment.native.lengths() for segment in kept]
+        spooled = self._spool.lengths()
+        lengths = np.concatenate([*stored, spooled]).astype(np.int64)
+        first_window = np.cumsum([0, *(len(found) for found in stored)])
+        row_starts = np.concatenate([[0], np.cumsum(spooled, dtype=np.int64)])
+        rows = self._spool.rows()
+        chosen = choose_tokens(lengths, self._base.config.seed)
+        values: list[NDArray[Any]] = [np.empty((0, self._base.config.dim), np.float32)]
+        for window, first, last in chosen:
+            number = int(np.searchsorted(first_window, window, side="right")) - 1
+            inside = window - int(first_window[number])
+            if number < len(kept):
+                values.append(kept[number].native.rows(inside)[first:last])
+            else:
+                values.append(rows[row_starts[inside] + first : row_starts[inside] + last])
+        offsets = np.cumsum([0, *(last - first for _, first, last in chosen)], dtype=np.uint64)
+        sources = np.array([window for window, _, _ in chosen], np.uint32)
+        return TuningQueries(np.concatenate(values, dtype=np.float32), offsets, sources)
+
+    def _all_rows(self, kept: tuple[OpenSegment, ...]) -> Iterator[Rows]:
+        """Walk over the rows of every window of the new generation, in its order."""
+        for segment in kept:
+            yield from _stored_rows(segment, segment.native.lengths().astype(np.int64))
+        rows, lengths = self._spool.rows(), self._spool.lengths()
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
+        first = 0
+        while first < len(lengths):
+            last = int(np.searchsorted(offsets, offsets[first] + np.uint64(BLOCK_TOKENS), "right")) - 1
+            last = max(last, first + 1)
+            begin, end = int(offsets[first]), int(offsets[last])
+            yield Rows(rows[begin:end], offsets[first : last + 1] - np.uint64(begin))
+            first = last
+
+
+def _stored_rows(segment: OpenSegment, lengths: NDArray[np.int64]) -> Iterator[Rows]:
+    """Walk over the best that a segment stores of its rows, as float16."""
+    n = len(lengths)
+    for first in range(0, n, BLOCK_WINDOWS):
+        windows = range(first, min(first + BLOCK_WINDOWS, n))
+        found = [segment.native.rows(window).astype(np.float16) for window in windows]
+        offsets = np.cumsum([0, *lengths[first : first + BLOCK_WINDOWS]], dtype=np.uint64)
+        yield Rows(np.concatenate(found), offsets)
+
+
+def checksum_of(fd: int) -> int:
+    """Give the CRC-32C of all bytes of an open file."""
+    checksum, place = 0, 0
+    while block := os.pread(fd, READ_BYTES, place):
+        checksum = crc32c(block, checksum)
+        place += len(block)
+    return checksum

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An index on disk: make it, open it, write to it, search it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft import _native
+from weft.arrays import Embeddings
+from weft.builder import checksum_of
+from weft.documents import DocumentStore
+from weft.errors import (
+    CorruptIndexError,
+    IncompatibleIndexError,
+    IndexExistsError,
+    InvalidArgumentError,
+    StorageError,
+    WeftError,
+)
+from weft.manifest import Manifest, check_generation, generations, load, publish
+from weft.planning import plan
+from weft.searcher import Searcher, Snapshot
+from weft.storage import Directory, os_errors
+from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
+from weft.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from weft.types import (
+        Alignment,
+        Document,
+        Hits,
+        OperatingPoint,
+        Plan,
+        Progress,
+        Scalar,
+        SearchParams,
+    )
+
+OPEN_ATTEMPTS = 3
+"""How often a snapshot is tried again when a writer has removed its files meanwhile."""
+
+
+class Index:
+    """A folder of documents, each a set of token embeddings, that can be searched by MaxSim.
+
+    Make one with `create` or `open`. It stands for one generation; `refresh` adopts a newer one.
+
+    Examples
+    --------
+    >>> import numpy as np, weft
+    >>> index = weft.Index.create("papers.index", weft.IndexConfig(dim=4))
+    >>> with index.writer() as writer:
+    ...     writer.add(["p1", "p2"], [np.eye(4)[:2], np.eye(4)[1:]], texts=["one", "two"])
+    >>> hits = index.search(np.eye(4)[:1], k=10)
+    >>> [(hit.id, hit.score) for hit in hits]
+    [('p1', 1.0), ('p2', 0.0)]
+    >>> index.documents(["p2"])[0].text
+    'two'
+    """
+
+    def __init__(self, directory: Directory, manifest: Manifest, *, pinned: bool = False) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._pinned = pinned
+        self._searcher: Searcher | None = None
+        self._mutex = threading.Lock()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        config: IndexConfig | None = None,
+        *,
+        encoder: Any = None,
+        exist_ok: bool = False,
+    ) -> Index:
+        """Make an empty index.
+
+        Parameters
+        ----------
+        path
+            A folder that does not exist or is empty.
+        config
+            None: the defaults, with the encoder's dim.
+        encoder
+            What will make the embeddings: its `EncoderInfo`, or an object with one as `info`. It is
+            stored, so that queries can be held against it.
+        exist_ok
+            Open an index that is there already, if it has the same configuration and encoder.
+
+        Raises
+        ------
+        IndexExistsError
+            There is something at the path.
+        IncompatibleIndexError
+            With `exist_ok`: the index there was made with another configuration or encoder.
+        """
+        info = _encoder_info(encoder)
+        if config is None:
+            config = IndexConfig() if info is None else IndexConfig(dim=info.dim)
+        if not isinstance(config, IndexConfig):
+            raise InvalidArgumentError(f"config={config!r}: expected weft.IndexConfig or None")
+        if info is not None and info.dim != config.dim:
+            raise InvalidArgumentError(
+                f"dim={config.dim}: expected the encoder's, {info.dim} ({info.name})"
+            )
+        folder = Path(path)
+        directory = Directory(folder)
+        if folder.exists():
+            found = directory.list() if folder.is_dir() else [folder.name]
+            if folder.is_dir() and generations(directory):
+                if not exist_ok:
+                    raise IndexExistsError(
+                        f"{folder}: an index is there already; open it, or choose another path"
+                    )
+                index = cls.open(folder)
+                _require_same(folder, index, config, info)
+                return index
+            if found:
+                raise IndexExistsError(
+                    f"{folder}: there is something that is not an index; choose another path"
+                )
+        with os_errors("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(1, config, info)
+        publish(directory, manifest)
+        Directory(folder.absolute().parent).sync_directory()
+        return cls(directory, manifest)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, generation: int | None = None) -> Index:
+        """Open an index at its newest generation, or at an older one that is still there.
+
+        Raises
+        ------
+        NotFoundError
+            There is no index, or no such generation.
+        CorruptIndexError
+            The manifest is damaged; says which generation to go on from.
+        IncompatibleIndexError
+            Written by a newer version.
+        """
+        directory = Directory(Path(path))
+        if generation is not None:
+            generation = check_generation(generation)
+        for attempt in range(OPEN_ATTEMPTS):
+            try:
+                return cls(directory, load(directory, generation), pinned=generation is not None)
+            except StorageError:  # removed between listing and reading
+                if attempt == OPEN_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._directory.path
+
+    @property
+    def generation(self) -> int:
+        """The generation that this object stands for."""
+        return self._manifest.generation
+
+    @property
+    def config(self) -> IndexConfig:
+        """What the index is made of."""
+        return self._manifest.config
+
+    @property
+    def info(self) -> IndexInfo:
+        """What the index holds at this generation."""
+        manifest = self._manifest
+        codec = manifest.codec
+        return IndexInfo(
+            path=str(self.path),
+            generation=manifest.generation,
+            config=manifest.config,
+            encoder=manifest.encoder,
+            n_docs=manifest.n_docs,
+            n_windows=manifest.n_windows,
+            n_empty=manifest.n_empty,
+            n_tokens=manifest.n_tokens,
+            n_segments=len(manifest.segments),
+            n_bytes=sum(entry.size for entry in manifest.files.values()),
+            n_coarse=None if codec is None else codec.n_coarse,
+            n_fine=None if codec is None else codec.n_fine,
+            operating_points=manifest.operating_points,
+        )
+
+    def __len__(self) -> int:
+        """Count the documents."""
+        return self._manifest.n_docs
+
+    def __repr__(self) -> str:
+        """Name the folder and the generation."""
+        return f"Index({str(self.path)!r}, generation={self.generation}, n_docs={len(self)})"
+
+    def refresh(self) -> bool:
+        """Adopt the newest generation; tell whether there was a newer one."""
+        newest = Index.open(self.path)
+        if newest.generation <= self.generation:
+            return False
+        self._adopt(newest._manifest)
+        return True
+
+    def _adopt(self, manifest: Manifest) -> None:
+        with self._mutex:
+            self._manifest, self._searcher, self._pinned = manifest, None, False
+
+    def plan(self, *, n_docs: int, n_tokens: int, max_ram: int | str | None = None) -> Plan:
+        """Foretell what building an index of this configuration takes; see `weft.plan`."""
+        return plan(self.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=max_ram)
+
+    def writer(
+        self,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_ram: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Writer:
+        """Give the one writer of the index; it holds the lock until it is closed.
+
+        Parameters
+        ----------
+        device
+            "cpu".
+        threads
+            None: as many as the process may use.
+        max_ram
+            Bytes that a build may plan with, or a text like "8GiB". None: half of the memory that is
+            available, at most 3 GiB.
+        progress
+            Called with (stage, done, total).
+
+        Raises
+        ------
+        IndexLockedError
+            Another writer holds the lock; names its host and process.
+        """
+        if not self._pinned:
+            self.refresh()
+        return Writer(
+            self._directory,
+            self._manifest,
+            device=device,
+            threads=threads,
+            max_ram=max_ram,
+            progress=progress,
+            on_commit=self._adopt,
+        )
+
+    def searcher(self, *, device: str = "cpu", threads: int | None = None) -> Searcher:
+        """Open every file of this generation for searching.
+
+        Raises
+        ------
+        CorruptIndexError
+            A file is missing or damaged.
+        """
+        if device != "cpu":
+            from weft.errors import DeviceError
+
+            raise DeviceError(f'device={device!r}: expected "cpu", the only one of this build')
+        for attempt in range(OPEN_ATTEMPTS):
+            try:
+                return Searcher(Snapshot(self._directory, self._manifest), threads=threads)
+            except (CorruptIndexError, StorageError):
+                last = attempt == OPEN_ATTEMPTS - 1
+                if last or self._pinned or not self.refresh():  # a writer may have removed it
+                    raise
+        raise AssertionError
+
+    def _current(self) -> Searcher:
+        with self._mutex:
+            searcher = self._searcher
+        if searcher is None:
+            searcher = self.searcher()
+            with self._mutex:
+                self._searcher = searcher
+        return searcher
+
+    def add(
+        self,
+        ids: Sequence[str],
+        embeddings: Embeddings,
+        *,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
+        spans: Sequence[Any] | None = None,
+        lengths: object = None,
+        parents: Sequence[int] | None = None,
+    ) -> int:
+        """Add documents in one commit and give the generation; see `Writer.add`."""
+        with self.writer() as writer:
+            writer.add(
+                ids,
+                embeddings,
+                texts=texts,
+                metadata=metadata,
+                spans=spans,
+                lengths=lengths,
+                parents=parents,
+            )
+            return writer.commit()
+
+    def tune(self, queries: Embeddings | None = None) -> tuple[OperatingPoint, ...]:
+        """Find new operating points in one commit and give them; see `Writer.tune`.
+
+        Empty for an index without a codec, where every search is exhaustive.
+        """
+        with self.writer() as writer:
+            writer.tune(queries)
+        return self._manifest.operating_points
+
+    def search(
+        self,
+        query: object,
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+    ) -> Hits:
+        """Search this generation; see `Searcher.search`."""
+        return self._current().search(query, k, recall=recall, params=params)
+
+    def search_batch(
+        self,
+        queries: Embeddings,
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+    ) -> tuple[Hits, ...]:
+        """Answer many queries; see `Searcher.search_batch`."""
+        return self._current().search_batch(queries, k, recall=recall, params=params)
+
+    def exact_search(self, query: object, k: int = defaults.k) -> Hits:
+        """Score every document; see `Searcher.exact_search`."""
+        return self._current().exact_search(query, k)
+
+    def score(self, query: object, ids: Sequence[str]) -> NDArray[Any]:
+        """Score exactly these documents; see `Searcher.score`."""
+        return self._current().score(query, ids)
+
+    def explain(self, query: object, id: str) -> Alignment:  # noqa: A002
+        """Tell why a document has its score; see `Searcher.explain`."""
+        return self._current().explain(query, id)
+
+    def documents(self, ids: Sequence[str]) -> tuple[Document, ...]:
+        """Give texts and metadata; see `Searcher.documents`."""
+        return self._current().documents(ids)
+
+    def verify(self, *, deep: bool = False) -> tuple[Problem, ...]:
+        """Check the files of this generation; empty if all is well.
+
+        Parameters
+        ----------
+        deep
+            Read everything: every checksum and every value. Otherwise sizes, headers and structure.
+        """
+        problems: list[Problem] = []
+        for name in sorted(self._manifest.files):
+            try:
+                self._verify_file(name, deep=deep)
+            except WeftError as error:
+                problems.append(Problem(name, str(error)))
+        return tuple(problems)
+
+    def _verify_file(self, name: str, *, deep: bool) -> None:
+        manifest, path = self._manifest, self.path / name
+        entry = manifest.files[name]
+        found = self._directory.size(name)
+        if found != entry.size:
+            size = "is missing" if found is None else f"has {found} bytes"
+            raise CorruptIndexError(f"{path}: {size}, expected {entry.size} bytes", str(path))
+        segment = next((s for s in manifest.segments if name in s.files), None)
+        if segment is not None and name == segment.documents_file:
+            store = DocumentStore(path)
+            try:
+                if deep:
+                    self._check_bytes(path, entry.checksum)
+                    store.check(segment.n_windows)
+            finally:
+                store.close()
+            return
+        codec = None
+        if manifest.codec is not None:
+            codec = _native.Codec.open(str(self.path / manifest.codec.file))
+        if segment is None:
+            assert codec is not None
+            checksum = codec.checksum
+        else:
+            native = _native.Segment.open(str(path), codec)
+            checksum = native.checksum
+            if deep:
+                native.verify()
+        if f"{checksum:08x}" != entry.checksum:
+            raise CorruptIndexError(
+                f"{path}: header checksum {checksum:08x}, expected {entry.checksum}", str(path)
+            )
+
+    @staticmethod
+    def _check_bytes(path: Path, expected: str) -> None:
+        with os_errors("read", path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = f"{checksum_of(fd):08x}"
+            finally:
+                os.close(fd)
+        if found != expected:
+            raise CorruptIndexError(f"{path}: checksum {found}, expected {expected}", str(path))
+
+
+def _encoder_info(encoder: Any) -> EncoderInfo | None:
+    info = getattr(encoder, "info", encoder)
+    if info is not None and not isinstance(info, EncoderInfo):
+        raise InvalidArgumentError(
+            f"encoder={encoder!r}: expected an EncoderInfo, or an object with one as .info"
+        )
+    return info
+
+
+def _require_same(
+    folder: Path, index: Index, config: IndexConfig, info: EncoderInfo | None
+) -> None:
+    for what, found, given in (
+        ("configuration", index.config, config),
+        ("encoder", index.info.encoder, info),
+    ):
+        if given is not None and found != given:
+            raise IncompatibleIndexError(
+                f"{folder}: the index there has another {what}: {found}, expected {given}",
+                found,
+                given,
+            )
+
+
+def info() -> dict[str, object]:
+    """Tell what this installation of weft is and what it runs on.
+
+    Examples
+    --------
+    >>> import weft
+    >>> weft.info()["devices"]
+    ['cpu']
+    """
+    return _native.info()

@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searching one generation of an index."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weft import _native
+from weft.arrays import Embeddings, check_threads, query_rows, ragged
+from weft.documents import DocumentStore
+from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
+from weft.spool import WINDOW_MARK
+from weft.types import (
+    Alignment,
+    Document,
+    Hit,
+    Hits,
+    Match,
+    OperatingPoint,
+    SearchParams,
+    check_fraction,
+    check_int,
+    defaults,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from weft.manifest import Manifest, SegmentEntry
+    from weft.storage import Directory
+
+
+@dataclass(frozen=True)
+class OpenSegment:
+    """A segment with its documents, if it has any."""
+
+    entry: SegmentEntry
+    native: _native.Segment
+    documents: DocumentStore | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the windows of a document are: consecutive ordinals of one segment."""
+
+    segment: int
+    first: int
+    n_windows: int
+
+
+class Snapshot:
+    """Every file of a generation, open: what a writer removes later is still there for us.
+
+    Raises
+    ------
+    CorruptIndexError
+        A file is missing, is not the one that the manifest names, or is damaged.
+    """
+
+    def __init__(self, directory: Directory, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.codec: _native.Codec | None = None
+        if manifest.codec is not None:
+            path = self._checked(directory, manifest.codec.file)
+            self.codec = _native.Codec.open(path)
+            self._same(path, manifest.codec.file, self.codec.checksum)
+        segments = []
+        for entry in manifest.segments:
+            path = self._checked(directory, entry.file)
+            native = _native.Segment.open(path, self.codec)
+            self._same(path, entry.file, native.checksum)
+            if (native.n_docs, native.n_tokens) != (entry.n_windows, entry.n_tokens):
+                raise CorruptIndexError(
+                    f"{path}: holds {native.n_docs} windows and {native.n_tokens} tokens, expected "
+                    f"{entry.n_windows} and {entry.n_tokens}",
+                    path,
+                )
+            documents = None
+            if entry.documents:
+                self._checked(directory, entry.documents_file)
+                documents = DocumentStore(directory.path / entry.documents_file)
+            segments.append(OpenSegment(entry, native, documents))
+        self.segments = tuple(segments)
+
+    def _checked(self, directory: Directory, name: str) -> str:
+        path = str(directory.path / name)
+        expected, found = self.manifest.files[name].size, directory.size(name)
+        if found != expected:
+            size = "is missing" if found is None else f"has {found} bytes"
+            raise CorruptIndexError(
+                f"{path}: {size}, expected {expected} bytes; restore the file or rebuild the index",
+                path,
+            )
+        return path
+
+    def _same(self, path: str, name: str, checksum: int) -> None:
+        expected = self.manifest.files[name].checksum
+        if f"{checksum:08x}" != expected:
+            raise CorruptIndexError(
+                f"{path}: header checksum {checksum:08x}, expected {expected}; "
+                f"restore the file or rebuild the index",
+                path,
+            )
+
+    def find(self, doc_id: str) -> Place | None:
+        """Give the place of a document."""
+        for number, segment in enumerate(self.segments):
+            first = segment.native.find(doc_id)
+            if first >= 0:
+                return Place(number, first, 1)
+            if segment.entry.n_windows == segment.entry.n_docs:
+                continue
+            first = segment.native.find(f"{doc_id}{WINDOW_MARK}0")
+            if first >= 0:
+                n_windows = 1
+                while segment.native.find(f"{doc_id}{WINDOW_MARK}{n_windows}") >= 0:
+                    n_windows += 1
+                return Place(number, first, n_windows)
+        return None
+
+
+class Searcher:
+    """One generation of an index, open for searching.
+
+    It is immutable and may be shared by threads; a later commit does not change it. Made by
+    `Index.searcher`.
+
+    Examples
+    --------
+    >>> import numpy as np, weft
+    >>> index = weft.Index.create("searched.index", weft.IndexConfig(dim=4))
+    >>> index.add(["a", "b"], [np.eye(4)[:2], np.eye(4)[2:]])
+    2
+    >>> searcher = index.searcher()
+    >>> searcher.search(np.eye(4)[2:], k=1)[0]
+    Hit(id='b', score=2.0, text=None, metadata=None, passage=None, matches=None)
+    """
+
+    def __init__(self, snapshot: Snapshot, *, threads: int | None = None) -> None:
+        self._snapshot = snapshot
+        self._manifest = snapshot.manifest
+        self._n_windows = self._manifest.n_windows
+        self._n_matching = self._manifest.n_docs - self._manifest.n_empty
+        self._has_windows = self._manifest.n_docs != self._n_windows
+        self._native = _native.Searcher(
+            [segment.native for segment in snapshot.segments], snapshot.codec, check_threads(threads)
+        )
+
+    @property
+    def generation(self) -> int:
+        """Generation of the index that is searched."""
+        return self._manifest.generation
+
+    @property
+    def device(self) -> str:
+        """Where searches run."""
+        return "cpu"
+
+    def __len__(self) -> int:
+        """Count the documents."""
+        return self._manifest.n_docs
+
+    def search(
+        self,
+        query: object,
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+    ) -> Hits:
+        """Give the k documents with the highest MaxSim score, best first; equal scores by id.
+
+        Parameters
+        ----------
+        query
+            `(n_tokens, dim)`, any float type, host memory; used as given, not scaled.
+        k
+            How many documents; all that match, if there are fewer.
+        recall
+            Use the operating point that was tuned for this recall@k; 1.0 scores every document. None
+            means 0.95.
+        params
+            Set every stage by hand instead; with `recall` an error.
+
+        Raises
+        ------
+        InvalidArgumentError
+            An empty query, another dim, a row that is not finite or all zero; k, recall or params that
+            cannot be.
+        """
+        rows = query_rows(query, self._manifest.config.dim)
+        k = check_int("k", k, 1)
+        return self._search(rows, k, self._operating_point(k, recall, params))
+
+    def search_batch(
+        self,
+        queries: Embeddings,
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+    ) -> tuple[Hits, ...]:
+        """Answer many queries, spread over threads: what `search` gives for each.
+
+        Parameters
+        ----------
+        queries
+            A sequence of `(n_tokens, dim)` arrays, or packed `(values, offsets)`.
+        k, recall, params
+            As for `search`.
+        """
+        dim = self._manifest.config.dim
+        found = ragged(queries, dim, name=lambda i: f"query {i}")
+        bounds = found.offsets.astype(np.int64)
+        values = found.packed(dim).astype(np.float32, copy=False)
+        rows = [
+            query_rows(values[first:last], dim, f"query {i}")
+            for i, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        ]
+        k = check_int("k", k, 1)
+        point = self._operating_point(k, recall, params)
+        if not rows or self._n_windows == 0:
+            return tuple(self._search(row, k, point) for row in rows)
+        n = self._first_n(k)
+        answers = self._native.search_batch(
+            np.ascontiguousarray(values), found.offsets, n, _native_params(point.params, n)
+        )
+        return tuple(
+            self._search(row, k, point, first=answer)
+            for row, answer in zip(rows, answers, strict=True)
+        )
+
+    def exact_search(self, query: object, k: int = defaults.k) -> Hits:
+        """Score every document from the best form that is stored of it, and give the k best.
+
+        That is the rows themselves in a small index and with `rerank="f16"`, else the codes with what
+        `rerank` adds to them.
+        """
+        rows = query_rows(query, self._manifest.config.dim)
+        k = check_int("k", k, 1)
+        params = SearchParams(exhaustive=True, nrerank=max(self._n_windows, k))
+        point = OperatingPoint(k, None, None, None, params)
+        return self._search(rows, k, point)
+
+    def score(self, query: object, ids: Sequence[str]) -> NDArray[np.float32]:
+        """Score exactly these documents, from the best form that is stored of them.
+
+        Returns
+        -------
+        float32 `[len(ids)]`, read-only, in the order of `ids`; minus infinity for an empty document.
+
+        Raises
+        ------
+        NotFoundError
+            An id is unknown.
+        """
+        rows = query_rows(query, self._manifest.config.dim)
+        places = self._places(ids)
+        scores = np.full(len(places), -np.inf, np.float32)
+        for number in range(len(self._snapshot.segments)):
+            chosen = [i for i, place in enumerate(places) if place.segment == number]
+            if not chosen:
+                continue
+            counts = [places[i].n_windows for i in chosen]
+            docs = np.concatenate(
+                [np.arange(places[i].first, places[i].first + places[i].n_windows) for i in chosen]
+            )
+            found = self._native.score(rows, number, docs.astype(np.uint32))
+            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            scores[chosen] = np.maximum.reduceat(found, starts)
+        scores.flags.writeable = False
+        return scores
+
+    def explain(self, query: object, id: str) -> Alignment:  # noqa: A002
+        """Tell why a document has its score: for each query token, the document token that won.
+
+        Places in the text are given where the document was added with them.
+
+        Raises
+        ------
+        NotFoundError
+            The id is unknown.
+        InvalidArgumentError
+            The document is empty.
+        """
+        rows = query_rows(query, self._manifest.config.dim)
+        (place,) = self._places([id])
+        docs = np.arange(place.first, place.first + place.n_windows, dtype=np.uint32)
+        scores = self._native.score(rows, place.segment, docs)
+        passage = int(scores.argmax())
+        if scores[passage] == -np.inf:
+            raise InvalidArgumentError(f"id {id!r}: the document is empty, nothing to explain")
+        window = place.first + passage
+        tokens, similarities = self._native.align(rows, place.segment, window)
+        spans = self._spans(place.segment, window)
+        matches = []
+        for number, (token, similarity) in enumerate(
+            zip(tokens.tolist(), similarities.tolist(), strict=True)
+        ):
+            start, end = (None, None) if spans is None else spans[token].tolist()
+            matches.append(Match(number, token, similarity, start, end))
+        return Alignment(
+            id, float(scores[passage]), passage if place.n_windows > 1 else None, tuple(matches)
+        )
+
+    def documents(self, ids: Sequence[str]) -> tuple[Document, ...]:
+        """Give texts and metadata, in the order of `ids`.
+
+        Raises
+        ------
+        NotFoundError
+            An id is unknown.
+        """
+        found = []
+        for doc_id, place in zip(ids, self._places(ids), strict=True):
+            store = self._snapshot.segments[place.segment].documents
+            text, metadata = (None, {}) if store is None else store.get(place.first)
+            found.append(Document(doc_id, text, metadata))
+        return tuple(found)
+
+    def _spans(self, number: int, window: int) -> NDArray[np.uint32] | None:
+        segment = self._snapshot.segments[number]
+        if segment.documents is None:
+            return None
+        return segment.documents.spans(window, segment.native.rows(window).shape[0])
+
+    def _places(self, ids: Sequence[str]) -> list[Place]:
+        if isinstance(ids, str):
+            raise InvalidArgumentError(f"ids={ids!r}: expected a sequence of ids; use [id]")
+        places = []
+        for doc_id in ids:
+            if not isinstance(doc_id, str):
+                raise InvalidArgumentError(f"id {doc_id!r}: expected a string")
+            place = None if WINDOW_MARK in doc_id else self._snapshot.find(doc_id)
+            if place is None:
+                raise NotFoundError(f"id {doc_id!r}: no such document in the index")
+            places.append(place)
+        return places
+
+    def _operating_point(
+        self, k: int, recall: float | None, params: SearchParams | None
+    ) -> OperatingPoint:
+        if params is not None:
+            if recall is not None:
+                raise InvalidArgumentError("recall and params: expected one of them, found both")
+            if not isinstance(params, SearchParams):
+                raise InvalidArgumentError(
+                    f"params={params!r}: expected weft.SearchParams or None"
+                )
+            params.check(min(k, max(self._n_windows, 1)))
+            return OperatingPoint(k, None, None, None, params)
+        target = defaults.recall if recall is None else check_fraction("recall", recall, zero=False)
+        if self._snapshot.codec is None:  # the rows themselves are scored
+            return OperatingPoint(k, target, 1.0, True, SearchParams(exhaustive=True, nrerank=0))
+        points = [p for p in self._manifest.operating_points if p.k >= k]
+        points = [p for p in points if p.target is not None and p.target >= target]
+        if points:
+            point = min(points, key=lambda p: (p.k, p.target))
+            reached = None if point.measured is None else point.measured >= target
+            return replace(point, target=target, reached=reached, stale=self._manifest.stale)
+        params = exhaustive_params(k)
+        return OperatingPoint(k, target, None, None, params)
+
+    def _first_n(self, k: int) -> int:
+        """How many windows to ask for at first, to find k documents."""
+        return max(min(4 * k if self._has_windows else k, self._n_windows), 1)
+
+    def _search(
+        self,
+        rows: NDArray[np.float32],
+        k: int,
+        point: OperatingPoint,
+        first: _native.Found | None = None,
+    ) -> Hits:
+        started = time.perf_counter()
+        timings: dict[str, float] = {}
+        hits: list[Hit] = []
+        path = "exhaustive"
+        n = self._first_n(k)
+        while self._n_windows > 0:
+            found = first or self._native.search(rows, n, _native_params(point.params, n))
+            first = None
+            for stage, value in found.timings_ms.items():
+                timings[stage] = timings.get(stage, 0.0) + value
+            hits = best_windows(found, grouped=self._has_windows)
+            path = found.path
+            if len(hits) >= k or n >= self._n_windows or len(found.ids) < n:
+                break
+            n = min(2 * n, self._n_windows)
+        if not timings:
+            timings["search"] = 1_000 * (time.perf_counter() - started)
+        return Hits(
+            hits=tuple(hits[:k]),
+            n_matching=self._n_matching,
+            operating_point=replace(point, path=path),
+            timings_ms=timings,
+            device=self.device,
+            generation=self.generation,
+        )
+
+
+def exhaustive_params(k: int) -> SearchParams:
+    """Give the parameters of recall 1.0: every document scored, ten times k of them reranked."""
+    return SearchParams(exhaustive=True, nrerank=10 * k)
+
+
+def best_windows(found: Any, *, grouped: bool) -> list[Hit]:
+    """Give one hit per document, from its best window; best first, equal scores by id."""
+    scores = found.scores.tolist()
+    if not grouped:
+        return [Hit(doc_id, score) for doc_id, score in zip(found.ids, scores, strict=True)]
+    best: dict[str, Hit] = {}
+    for window_id, score in zip(found.ids, scores, strict=True):
+        doc_id, mark, number = window_id.partition(WINDOW_MARK)
+        if mark and not number.isdecimal():
+            raise CorruptIndexError(f"id {window_id!r}: not the id of a window; verify the index")
+        if doc_id not in best:
+            best[doc_id] = Hit(doc_id, score, passage=int(number) if mark else None)
+    return sorted(best.values(), key=lambda hit: (-hit.score, hit.id.encode()))
+
+
+def _native_params(params: SearchParams, n: int) -> _native.SearchParams:
+    wide = params.widened(n)
+    limit = 2**32 - 1
+    return _native.SearchParams(
+        nprobe=wide.nprobe,
+        budget=wide.budget,
+        ncandidates=min(wide.ncandidates, limit),
+        nrefine=wide.nrefine,
+        nrerank=min(wide.nrerank, limit),
+        exhaustive=wide.exhaustive,
+        floor=wide.floor,
+    )

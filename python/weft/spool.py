@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a writer has been given and not committed yet: a `build-*` folder inside the index.
+
+Rows are appended to one file as float16 and read back mapped; ids, texts, metadata and places of tokens
+go to one SQLite file. So memory does not grow with what is added, but for 4 bytes a document. Whatever
+fails half-way is taken back by `rewind`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import uuid
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weft.documents import SCHEMA, connect_new, sqlite_errors
+from weft.errors import InvalidArgumentError, WeftError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from weft.storage import Directory
+    from weft.types import Scalar
+
+WINDOW_MARK = "\x1f"
+"""Between the id of a long document and the number of one of its windows."""
+
+
+def window_ids(doc_id: str, n_windows: int) -> list[str]:
+    """Give the ids that the windows of a document are stored under."""
+    if n_windows == 1:
+        return [doc_id]
+    return [f"{doc_id}{WINDOW_MARK}{number}" for number in range(n_windows)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A state of the spool to go back to."""
+
+    n_windows: int
+    n_docs: int
+    n_tokens: int
+    has_documents: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents whose form has been checked; `lengths` has one entry per window, the rest one per
+    document but for `spans`.
+    """
+
+    ids: Sequence[str]
+    n_windows: Sequence[int]
+    lengths: NDArray[np.int64]
+    texts: Sequence[str | None]
+    metadata: Sequence[dict[str, tuple[str, Scalar]]]
+    spans: Sequence[bytes | None]
+
+
+class Spool:
+    """A build folder, locked for as long as it is open.
+
+    Raises
+    ------
+    StorageError
+        From every method, where the operating system says no.
+    """
+
+    def __init__(self, directory: Directory, dim: int) -> None:
+        self._directory = directory
+        self._dim = dim
+        self.name = f"build-{uuid.uuid4().hex}"
+        self._rows = f"{self.name}/rows.f16"
+        self.n_docs = 0
+        self.n_tokens = 0
+        self.has_documents = False
+        self._lengths = array("I")
+        directory.make_folder(self.name)
+        self._lock = directory.lock(self.name)
+        self._fd = directory.create(self._rows)
+        documents = f"{self.name}/documents.sqlite"
+        os.close(directory.create(documents))
+        self._path = directory.path / documents
+        with sqlite_errors(self._path, reading=False):
+            self._connection = connect_new(self._path)
+            self._connection.executescript(
+                f"{SCHEMA} CREATE TABLE ids(doc INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);"
+            )
+
+    @property
+    def n_windows(self) -> int:
+        """Windows, one per document but for long ones."""
+        return len(self._lengths)
+
+    def mark(self) -> Mark:
+        """Remember the state."""
+        return Mark(self.n_windows, self.n_docs, self.n_tokens, self.has_documents)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to a state, as if nothing had been added since."""
+        with sqlite_errors(self._path, reading=False):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            for table, column in _KEYS:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE {column} >= ?", (mark.n_windows,)
+                )
+        del self._lengths[mark.n_windows :]
+        self.n_docs, self.n_tokens = mark.n_docs, mark.n_tokens
+        self.has_documents = mark.has_documents
+        self._directory.truncate(self._fd, 2 * self._dim * mark.n_tokens, self._rows)
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Take back what the block added if it fails.
+
+        Where even that fails, the spool is closed: what it holds can no longer be told.
+        """
+        mark = self.mark()
+        try:
+            yield
+        except BaseException:
+            try:
+                self.rewind(mark)
+            except (WeftError, sqlite3.Error):
+                self.close()
+            raise
+
+    def append(self, batch: Batch, blocks: Iterable[NDArray[np.float16]]) -> None:
+        """Add documents and their rows, all of them or none.
+
+        Raises
+        ------
+        InvalidArgumentError
+            An id is in the spool already; or whatever walking over `blocks` raises.
+        """
+        with self.all_or_nothing():
+            for block in blocks:
+                self._directory.write(self._fd, memoryview(block.view(np.uint8).ravel()), self._rows)
+            with sqlite_errors(self._path, reading=False):
+                self._connection.execute("BEGIN")
+                self._insert(batch)
+                self._connection.execute("COMMIT")
+            self._lengths.extend(batch.lengths.tolist())
+            self.n_docs += len(batch.ids)
+            self.n_tokens += int(batch.lengths.sum())
+
+    def _insert(self, batch: Batch) -> None:
+        connection = self._connection
+        doc = self.n_windows
+        rows = zip(batch.ids, batch.n_windows, batch.texts, batch.metadata, strict=True)
+        for doc_id, n_windows, text, metadata in rows:
+            try:
+                connection.execute("INSERT INTO ids VALUES (?, ?)", (doc, doc_id))
+            except sqlite3.IntegrityError:
+                raise InvalidArgumentError(
+                    f"id {doc_id!r}: added before, expected each document once"
+                ) from None
+            connection.execute("INSERT INTO document VALUES (?, ?, ?)", (doc, n_windows, text))
+            for field, (kind, value) in metadata.items():
+                connection.execute(
+                    "INSERT INTO metadata VALUES (?, ?, ?, ?)", (doc, field, kind, value)
+                )
+            if text is not None or metadata or n_windows > 1:
+                self.has_documents = True
+            doc += n_windows
+        for window, places in enumerate(batch.spans, start=self.n_windows):
+            if places is not None:
+                connection.execute("INSERT INTO spans VALUES (?, ?)", (window, places))
+                self.has_documents = True
+
+    def rows(self) -> NDArray[np.float16]:
+        """Map all rows, `[n_tokens, dim]`."""
+        if self.n_tokens == 0:
+            return np.empty((0, self._dim), np.float16)
+        return np.memmap(  # type: ignore[no-any-return]
+            self._directory.path / self._rows, np.float16, "r", shape=(self.n_tokens, self._dim)
+        )
+
+    def lengths(self) -> NDArray[np.uint32]:
+        """Give the tokens of each window."""
+        return np.array(self._lengths, np.uint32)
+
+    def doc_starts(self) -> NDArray[np.int64]:
+        """Give the first window of each document, and the number of windows at the end."""
+        if self.n_docs == self.n_windows:
+            return np.arange(self.n_docs + 1)
+        found = self._select("SELECT doc FROM document ORDER BY doc")
+        starts = np.fromiter((row[0] for row in found), np.int64, self.n_docs)
+        return np.append(starts, self.n_windows)
+
+    def ids(self, first: int, last: int) -> Iterator[str]:
+        """Give the ids that the windows [first, last) are stored under."""
+        found = self._select(
+            "SELECT id, n_windows FROM ids JOIN document USING (doc) WHERE doc >= ? AND doc < ? "
+            "ORDER BY doc",
+            first,
+            last,
+        )
+        for doc_id, n_windows in found:
+            yield from window_ids(doc_id, n_windows)
+
+    def write_documents(self, name: str, first: int, last: int) -> None:
+        """Fill an empty file with the documents of the windows [first, last), counted from 0."""
+        path = self._directory.path / name
+        with sqlite_errors(path, reading=False), contextlib.closing(connect_new(path)) as made:
+            made.execute("ATTACH ? AS spool", (str(self._path),))
+            made.executescript(f"BEGIN; {SCHEMA}")
+            for table, key in _KEYS[:3]:
+                others = "".join(f", {column}" for column in _COLUMNS[table])
+                made.execute(
+                    f"INSERT INTO {table} SELECT {key} - ?1{others} FROM spool.{table} "
+                    f"WHERE {key} >= ?1 AND {key} < ?2 ORDER BY {key}",
+                    (first, last),
+                )
+            made.execute("COMMIT")
+
+    def _select(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        with sqlite_errors(self._path, reading=True):
+            yield from self._connection.execute(sql, values)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, or a failure could not be taken back."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the files and remove the folder; what cannot be removed is left to the next writer."""
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        self._connection.close()
+        self._lock.release()
+        with contextlib.suppress(WeftError):
+            self._directory.remove(self.name)
+
+
+_KEYS = (("document", "doc"), ("metadata", "doc"), ("spans", "window"), ("ids", "doc"))
+_COLUMNS = {
+    "document": ("n_windows", "text"),
+    "metadata": ("field", "type", "value"),
+    "spans": ("places",),
+}

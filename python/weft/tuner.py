@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operating points: the least work that reaches a recall, found on sample queries.
+
+Each sample query is answered exactly and by the search itself; recall@k is the share of the exact top k
+that the search returns. From the widest search, one parameter after another is lowered a step: always the
+one that saves the most work among those that stay above the aim. Work is counted, not timed, so the same
+index and queries give the same points on any machine.
+
+The aim lies half-way between the target and 1. The sample is small and the cheapest passing parameters are
+picked on it, so their measured recall is too good on average; and other queries are harder than passages of
+the collection itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from weft import _native
+from weft.searcher import exhaustive_params
+from weft.types import OperatingPoint, SearchParams, defaults
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weft.types import Progress
+
+LADDERS = {
+    "nprobe": (2, 4, 8, 16, 32, 64),
+    "budget": (3_125, 6_250, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000),
+    "ncandidates": (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000),
+    "nrefine": (25, 50, 100, 200, 400, 800, 1_600, 3_200, 6_400),
+}
+RERANK_LADDER = (1, 2, 4)  # times k
+REFINE_MOST = 80  # times k
+MIN_TOKENS, MAX_TOKENS = 8, 32  # of a sampled query
+LARGEST_K_SHARE = 5  # k is tuned where there are this many times as many windows
+
+# Nanoseconds on one core, for 32 query tokens of 128 dims (docs/performance.md, "Cost model").
+POSTING_COST, INTERACT_COST, REFINE_COST, RERANK_COST, CENTROID_COST = 2.0, 3.0, 25.0, 60.0, 22.0
+
+
+class Rows(NamedTuple):
+    """Some consecutive windows: float16 rows, and where each window begins among them."""
+
+    values: NDArray[np.float16]
+    offsets: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class TuningQueries:
+    """Query rows, where each query begins, and the window (number in the index) it was taken from."""
+
+    values: NDArray[np.float32]
+    offsets: NDArray[np.uint64]
+    sources: NDArray[np.uint32] | None
+
+    def __len__(self) -> int:
+        """Count the queries."""
+        return len(self.offsets) - 1
+
+
+def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[tuple[int, int, int]]:
+    """Choose windows and neighbouring tokens of them as queries: (window, first token, last + 1)."""
+    random = np.random.default_rng(seed)
+    usable = np.flatnonzero(lengths >= min(MIN_TOKENS, lengths.max(initial=0)))
+    usable = usable[lengths[usable] > 0]
+    n = min(defaults.tuning_queries, len(usable))
+    chosen = []
+    for window in np.sort(random.choice(usable, n, replace=False)).tolist():
+        length = int(lengths[window])
+        take = min(int(random.integers(MIN_TOKENS, MAX_TOKENS + 1)), length)
+        first = int(random.integers(0, length - take + 1))
+        chosen.append((window, first, first + take))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Measure:
+    recall: float
+    cost: float
+
+
+class Tuner:
+    """Finds the operating points of one snapshot; windows are numbered through its segments in order."""
+
+    def __init__(
+        self,
+        searcher: _native.Searcher,
+        codec: _native.Codec,
+        windows_per_segment: list[int],
+        n_tokens: int,
+        queries: TuningQueries,
+        *,
+        reranks: bool,
+    ) -> None:
+        self._searcher = searcher
+        self._codec = codec
+        self._first = np.concatenate([[0], np.cumsum(windows_per_segment)])
+        self._n_windows = int(self._first[-1])
+        self._tokens_per_window = n_tokens / max(self._n_windows, 1)
+        self._queries = queries
+        self._reranks = reranks
+        self._extra = 0 if queries.sources is None else 1  # the source itself is found, and left out
+        self._relevant: list[list[int]] = []
+        self._scores: list[NDArray[np.float32]] = []
+
+    def answer_exactly(self, blocks: Iterable[Rows], threads: int, progress: Progress) -> None:
+        """Find the exact top of every query among all windows, which come in order."""
+        queries, depth = self._queries, self._largest_k() + defaults.tuning_queries
+        truth = _native.Truth(queries.values, queries.offsets, min(depth, self._n_windows), threads)
+        first = 0
+        for block in blocks:
+            truth.scan(block.values, block.offsets, first, queries.sources)
+            first += len(block.offsets) - 1
+            progress("truth", first, self._n_windows)
+        docs, scores = truth.result()
+        self._scores = [row[np.isfinite(row)] for row in scores]
+        self._relevant = [
+            row[: len(found)].tolist() for row, found in zip(docs, self._scores, strict=True)
+        ]
+
+    def points(self, tuned_on: str, progress: Progress) -> tuple[OperatingPoint, ...]:
+        """Give an operating point for each k and target, and the exhaustive one for recall 1.0."""
+        found: list[OperatingPoint] = []
+        sizes = self._sizes()
+        for number, k in enumerate(sizes):
+            progress("tune", number, len(sizes))
+            found += self._points_for(k, tuned_on)
+        progress("tune", len(sizes), len(sizes))
+        return tuple(found)
+
+    def _sizes(self) -> list[int]:
+        first, *others = defaults.tuned_k
+        return [first, *(k for k in others if k * LARGEST_K_SHARE <= self._n_windows)]
+
+    def _largest_k(self) -> int:
+        return max(self._sizes())
+
+    def _points_for(self, k: int, tuned_on: str) -> list[OperatingPoint]:
+        measured: dict[SearchParams, _Measure] = {}
+
+        def measure(params: SearchParams) -> _Measure:
+            if params not in measured:
+                measured[params] = self._measure(k, params)
+            return measured[params]
+
+        def point(target: float, params: SearchParams) -> OperatingPoint:
+            at = measure(params)
+            return OperatingPoint(
+                k=k,
+                target=target,
+                measured=at.recall,
+                reached=at.recall >= target,
+                params=params,
+                tuned_on=tuned_on,
+                cost_ms=round(at.cost / 1e6, 4),
+            )
+
+        current = self._widest(k)
+        found = []
+        for target in sorted(defaults.targets, reverse=True):
+            aim = target + (1.0 - target) / 2
+            while True:
+                passing = [p for p in self._lowered(k, current) if measure(p).recall >= aim]
+                if not passing:
+                    break
+                current = min(passing, key=lambda p: measure(p).cost)
+            found.append(point(target, current))
+        return [*reversed(found), point(1.0, exhaustive_params(k))]
+
+    def _ladder(self, name: str, k: int) -> tuple[int, ...]:
+        """Give the values of a parameter that can matter for k, ascending."""
+        if name == "nrerank":
+            return (0, *(k * step for step in RERANK_LADDER)) if self._reranks else (0,)
+        ladder = LADDERS[name]
+        if name not in ("ncandidates", "nrefine"):
+            return ladder
+        most = REFINE_MOST * k if name == "nrefine" else ladder[-1]
+        ladder = tuple(n for n in ladder if k < n <= most)
+        n_useful = sum(n < self._n_windows for n in ladder)
+        return ladder[: n_useful + 1]
+
+    def _widest(self, k: int) -> SearchParams:
+        return SearchParams(
+            nprobe=self._ladder("nprobe", k)[-1],
+            budget=self._ladder("budget", k)[-1],
+            ncandidates=self._ladder("ncandidates", k)[-1],
+            nrefine=self._ladder("nrefine", k)[-1],
+            nrerank=self._ladder("nrerank", k)[-1],
+        )
+
+    def _lowered(self, k: int, params: SearchParams) -> list[SearchParams]:
+        """Give the parameters that do one step less of one thing."""
+        lower = []
+        for name in (*LADDERS, "nrerank"):
+            below = [value for value in self._ladder(name, k) if value < getattr(params, name)]
+            if below:
+                made = replace(params, **{name: below[-1]})
+                if made.ncandidates >= made.nrefine >= made.nrerank:
+                    lower.append(made)
+        return lower
+
+    def _measure(self, k: int, params: SearchParams) -> _Measure:
+        n = k + self._extra
+        wide = params.widened(n)
+        queries = self._queries
+        answers = self._searcher.search_batch(
+            queries.values,
+            queries.offsets,
+            n,
+            _native.SearchParams(
+                nprobe=wide.nprobe,
+                budget=wide.budget,
+                ncandidates=wide.ncandidates,
+                nrefine=wide.nrefine,
+                nrerank=wide.nrerank,
+                exhaustive=wide.exhaustive,
+                floor=wide.floor,
+            ),
+        )
+        recalls = [self._recall(k, i, answer) for i, answer in enumerate(answers)]
+        costs = [self._cost(i, wide, answer) for i, answer in enumerate(answers)]
+        return _Measure(float(np.mean(recalls)), float(np.mean(costs)))
+
+    def _recall(self, k: int, number: int, answer: _native.Found) -> float:
+        """Share of the exact top k that was found; whatever ties with the last of them counts too."""
+        scores, relevant = self._scores[number], self._relevant[number]
+        wanted = min(k, len(scores))
+        if wanted == 0:
+            return 1.0
+        good = relevant[: int(np.count_nonzero(scores >= scores[wanted - 1]))]
+        windows = (self._first[answer.segments] + answer.docs).tolist()
+        if self._queries.sources is not None:
+            windows = [w for w in windows if w != self._queries.sources[number]]
+        return min(len(set(windows[:k]) & set(good)), wanted) / wanted
+
+    def _cost(self, number: int, params: SearchParams, answer: _native.Found) -> float:
+        """Nanoseconds that the counted work takes."""
+        counts, length = answer.counts, self._tokens_per_window
+        scored = length * (counts["refined"] * REFINE_COST + counts["reranked"] * RERANK_COST)
+        if answer.path == "exhaustive":
+            return scored
+        coarse, fine = self._codec.n_coarse, self._codec.n_fine
+        n_tokens = int(self._queries.offsets[number + 1] - self._queries.offsets[number])
+        opened = min(coarse, n_tokens * params.nprobe)
+        return (
+            (coarse + opened * fine / coarse) * CENTROID_COST
+            + counts["postings"] * POSTING_COST
+            + counts["candidates"] * length * INTERACT_COST
+            + scored
+        )

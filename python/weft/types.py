@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain values that go in and come out, and every default, each stated once.
+
+All of them are immutable: a frozen dataclass, or a sequence or dictionary that refuses changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, overload
+
+from weft.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Progress = Callable[[str, int, int], None]
+    """Called with (stage, done, total) by everything that can take seconds."""
+
+Scalar: TypeAlias = "str | int | float | bool"
+"""What a metadata field may hold."""
+
+Rerank: TypeAlias = Literal["plane", "f16"]
+"""What a segment stores beside its codes: a second plane of them, or the rows as f16."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Every default that is no field of a parameter type."""
+
+    k: int = 10
+    recall: float = 0.95
+    """Target of a search that names none."""
+    targets: tuple[float, ...] = (0.8, 0.9, 0.95, 0.99)
+    """Recalls that operating points are sought for; 1.0 is the exhaustive search."""
+    tuned_k: tuple[int, ...] = (10, 100, 1000)
+    tuning_queries: int = 64
+    codec_tokens: int = 100_000
+    """Tokens from which an index has a codec; below, rows are stored and searched exhaustively."""
+    segment_tokens: int = 1 << 24
+    max_ram: int = 3 << 30
+    """Bytes that a build plans with, unless half of what is available is less."""
+    stale_growth: float = 1.2
+    """Operating points are stale once the index has grown by this factor since they were found."""
+    retrain_growth: float = 8.0
+    """A codec trained on so many times fewer tokens is warned about."""
+    generations_kept: int = 2
+    id_bytes: int = 1_024
+    """Longest document id, in bytes of UTF-8."""
+    encoder_batch: int = 32
+
+
+defaults = Defaults()
+
+
+class FrozenDict(dict[str, Any]):
+    """A dictionary that cannot be changed; values given as lists are kept as tuples.
+
+    Examples
+    --------
+    >>> from weft.types import FrozenDict
+    >>> FrozenDict({"year": 2024})["year"]
+    2024
+    """
+
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__({name: _freeze(value) for name, value in dict(items).items()})
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("this dictionary cannot be changed; copy it with dict()")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild through `__init__`, since items cannot be set one by one."""
+        return FrozenDict, (dict(self),)
+
+
+def _freeze(value: object) -> object:
+    if isinstance(value, Mapping):
+        return FrozenDict(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Give `value` as an int between `low` and `high`, or refuse it by name."""
+    expected = f"an integer >= {low}" if high is None else f"an integer in {low}..{high}"
+    try:
+        number = None if isinstance(value, bool) else value.__index__()  # type: ignore[attr-defined]
+    except AttributeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        raise InvalidArgumentError(f"{name}={value!r}: expected {expected}")
+    return int(number)
+
+
+def check_fraction(name: str, value: object, *, zero: bool) -> float:
+    """Give `value` as a float in (0, 1], or [0, 1] where `zero`, or refuse it by name."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (0.0 <= number <= 1.0) or (number == 0.0 and not zero):
+        interval = "[0, 1]" if zero else "(0, 1]"
+        raise InvalidArgumentError(f"{name}={value!r}: expected a number in {interval}")
+    return number
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """What an index is made of; fixed when it is created.
+
+    Parameters
+    ----------
+    dim
+        Values in a token embedding, 1 to 4,097.
+    nbits
+        Bits a dimension of a code: 1, 2, 4 or 8. 4 loses little and is small.
+    rerank
+        What the best documents are scored from at the end: "plane", a second 4-bit code for what the
+        first left over (nbits 4 only); "f16", the rows themselves; None, the codes alone. "auto" is
+        "plane" with nbits 4, else None.
+    n_coarse, n_fine
+        Centroids of the two levels. None: the square root, and a hundredth, of the number of tokens.
+    kmeans_iterations
+        Rounds of clustering.
+    seed
+        Of everything random. The same data, configuration and seed give the same index.
+
+    Examples
+    --------
+    >>> import weft
+    >>> weft.IndexConfig(dim=96).rerank
+    'plane'
+    >>> weft.IndexConfig(nbits=3)
+    Traceback (most recent call last):
+    weft.errors.InvalidArgumentError: nbits=3: expected 1, 2, 4 or 8
+    """
+
+    dim: int = 128
+    nbits: int = 4
+    rerank: Rerank | Literal["auto"] | None = "auto"
+    n_coarse: int | None = None
+    n_fine: int | None = None
+    kmeans_iterations: int = 8
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Check every field and settle "auto"."""
+        checked: dict[str, object] = {
+            "dim": check_int("dim", self.dim, 1, 4_097),
+            "kmeans_iterations": check_int("kmeans_iterations", self.kmeans_iterations, 1, 1_000),
+            "seed": check_int("seed", self.seed, 0, 2**63 - 1),
+            "nbits": check_int("nbits", self.nbits, 1),
+        }
+        if self.nbits not in (1, 2, 4, 8):
+            raise InvalidArgumentError(f"nbits={self.nbits!r}: expected 1, 2, 4 or 8")
+        if self.rerank not in ("auto", "plane", "f16", None):
+            raise InvalidArgumentError(
+                f'rerank={self.rerank!r}: expected "auto", "plane", "f16" or None'
+            )
+        if self.rerank == "plane" and self.nbits != 4:
+            raise InvalidArgumentError(
+                f'rerank="plane" with nbits={self.nbits}: expected nbits=4; use "f16" or None'
+            )
+        if self.rerank == "auto":
+            checked["rerank"] = "plane" if self.nbits == 4 else None
+        if self.n_coarse is not None:
+            checked["n_coarse"] = check_int("n_coarse", self.n_coarse, 1, 65_536)
+        if self.n_fine is not None:
+            checked["n_fine"] = check_int("n_fine", self.n_fine, 1, 2**24)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class SearchParams:
+    """How much work a search does, stage by stage.
+
+    Parameters
+    ----------
+    nprobe
+        Coarse centroids opened for each query token.
+    budget
+        Postings read.
+    ncandidates
+        Documents kept after the gather stage.
+    nrefine
+        Documents scored from their codes; at least k.
+    nrerank
+        Documents scored once more from what `IndexConfig.rerank` stores; 0, or at least k.
+    exhaustive
+        Score every document instead of probing.
+    floor
+        Share of the score of the last list read that a query token is given in a document which none
+        of its lists names.
+
+    Examples
+    --------
+    >>> import weft
+    >>> weft.SearchParams(budget=10_000, nrefine=100).nrefine
+    100
+    """
+
+    nprobe: int = 16
+    budget: int = 50_000
+    ncandidates: int = 2_000
+    nrefine: int = 400
+    nrerank: int = 20
+    exhaustive: bool = False
+    floor: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        limit = 2**32 - 1
+        for name, low, high in (
+            ("nprobe", 1, 65_536),
+            ("budget", 1, limit),
+            ("ncandidates", 1, limit),
+            ("nrefine", 1, limit),
+            ("nrerank", 0, limit),
+        ):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), low, high))
+        object.__setattr__(self, "floor", check_fraction("floor", self.floor, zero=True))
+        if not isinstance(self.exhaustive, bool):
+            raise InvalidArgumentError(f"exhaustive={self.exhaustive!r}: expected True or False")
+
+    def check(self, k: int) -> None:
+        """Refuse parameters that cannot give k documents."""
+        if self.nrerank != 0 and self.nrerank < k:
+            raise InvalidArgumentError(f"nrerank={self.nrerank}: expected 0 or at least k={k}")
+        if self.exhaustive:
+            return
+        if self.nrefine < k:
+            raise InvalidArgumentError(f"nrefine={self.nrefine}: expected at least k={k}")
+        if self.ncandidates < self.nrefine:
+            raise InvalidArgumentError(
+                f"ncandidates={self.ncandidates}: expected at least nrefine={self.nrefine}"
+            )
+
+    def widened(self, k: int) -> SearchParams:
+        """Give these parameters with as much more of each stage as k documents need."""
+        nrefine = max(self.nrefine, k)
+        return dataclasses.replace(
+            self,
+            nrefine=nrefine,
+            ncandidates=max(self.ncandidates, nrefine),
+            nrerank=max(self.nrerank, k) if self.nrerank else 0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Search parameters and the recall they were measured to reach.
+
+    Attributes
+    ----------
+    k, target
+        What was asked for; `target` is None where `params` were given.
+    measured
+        Mean recall@k over the tuning queries against exact MaxSim; None where it was not measured.
+    reached
+        Whether `measured` reaches `target`; None where either is None.
+    params
+        The parameters.
+    path
+        "exhaustive" or "pruned"; None before a search has been made.
+    tuned_on
+        "given queries" or "sampled documents"; None where nothing was measured.
+    cost_ms
+        What the cost model says such a query takes on one core: comparable, not a measurement.
+    stale
+        The index has grown by a fifth since it was measured.
+    """
+
+    k: int
+    target: float | None
+    measured: float | None
+    reached: bool | None
+    params: SearchParams
+    path: str | None = None
+    tuned_on: str | None = None
+    cost_ms: float | None = None
+    stale: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Match:
+    """One query token and the document token that it matches best.
+
+    `query_token` and `token` count from 0 in the query and in the passage. `start` and `end` are code
+    points of the document's text, None where no places were stored. `text` is the query token's
+    text, where a `Retriever` made the query.
+    """
+
+    query_token: int
+    token: int
+    similarity: float
+    start: int | None = None
+    end: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Why a document has its score: one match per query token; the similarities add up to it."""
+
+    id: str
+    score: float
+    passage: int | None
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as sources give it and as an index returns it; what is absent is None or empty.
+
+    Examples
+    --------
+    >>> import weft
+    >>> weft.Document("p1", "late interaction", {"year": 2024}).metadata["year"]
+    2024
+    """
+
+    id: str
+    text: str | None = None
+    metadata: Mapping[str, Scalar] = field(default_factory=FrozenDict)
+
+    def __post_init__(self) -> None:
+        """Keep the metadata from being changed."""
+        object.__setattr__(self, "metadata", FrozenDict(self.metadata))
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result; what was not asked for is None.
+
+    `passage` is the number of the window of a long document that gave the score.
+    """
+
+    id: str
+    score: float
+    text: str | None = None
+    metadata: Mapping[str, Scalar] | None = None
+    passage: int | None = None
+    matches: tuple[Match, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Hits(Sequence[Hit]):
+    """The results of one query, best first: an immutable sequence of `Hit`.
+
+    Attributes
+    ----------
+    n_matching
+        Documents that could have been returned.
+    operating_point
+        What was searched, and the recall it was measured at.
+    timings_ms
+        Milliseconds of each stage.
+    device
+        Where the search ran.
+    generation
+        Generation of the index that was searched.
+    """
+
+    hits: tuple[Hit, ...]
+    n_matching: int
+    operating_point: OperatingPoint
+    timings_ms: Mapping[str, float]
+    device: str
+    generation: int
+
+    def __post_init__(self) -> None:
+        """Keep what was given from being changed."""
+        object.__setattr__(self, "hits", tuple(self.hits))
+        object.__setattr__(self, "timings_ms", FrozenDict(self.timings_ms))
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        """Give one hit, or a tuple of them."""
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        """Count the hits."""
+        return len(self.hits)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids, best first."""
+        return tuple(hit.id for hit in self.hits)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The scores, best first."""
+        return tuple(hit.score for hit in self.hits)
+
+    def replace(self, hits: Iterable[Hit]) -> Hits:
+        """Give the same answer with other hits, for example with texts added."""
+        return dataclasses.replace(self, hits=tuple(hits))
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What made the embeddings of an index; stored in its manifest and compared at query time.
+
+    Attributes
+    ----------
+    name
+        The checkpoint, as a person would name it.
+    recipe
+        How its rows are made from a text.
+    dim
+        Values in a row.
+    fingerprint
+        Differs wherever the rows would.
+    query_length, document_length
+        Most tokens of a query and of a window; None where there is no limit.
+    settings
+        Everything else that the encoder needs to be made again, as JSON values.
+    """
+
+    name: str
+    recipe: str
+    dim: int
+    fingerprint: str
+    query_length: int | None = None
+    document_length: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=FrozenDict)
+
+    def __post_init__(self) -> None:
+        """Keep the settings from being changed."""
+        object.__setattr__(self, "settings", FrozenDict(self.settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenEmbeddings:
+    """What an encoder makes of a text, or of one window of it.
+
+    `values`: float32 `[n, dim]`, unit rows. `spans`: uint32 `[n, 2]`, start and end of each token in
+    code points of the whole text; None where the encoder cannot tell.
+    """
+
+    values: NDArray[np.float32]
+    spans: NDArray[np.uint32] | None = None
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index holds at one generation."""
+
+    path: str
+    generation: int
+    config: IndexConfig
+    encoder: EncoderInfo | None
+    n_docs: int
+    n_windows: int
+    n_empty: int
+    n_tokens: int
+    n_segments: int
+    n_bytes: int
+    n_coarse: int | None
+    n_fine: int | None
+    operating_points: tuple[OperatingPoint, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will need; `weft.plan` makes it.
+
+    Attributes
+    ----------
+    disk_bytes
+        Size of the finished index without texts and metadata.
+    spool_bytes
+        Needed beside it until the commit.
+    memory_bytes
+        Peak of anonymous memory; files that are mapped do not count.
+    max_ram
+        The limit that it was planned for.
+    n_coarse, n_fine, n_sample
+        Centroids of the two levels and the tokens they are trained on; 0 without a codec.
+    """
+
+    n_docs: int
+    n_tokens: int
+    n_segments: int
+    n_coarse: int
+    n_fine: int
+    n_sample: int
+    disk_bytes: int
+    spool_bytes: int
+    memory_bytes: int
+    max_ram: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that `Index.verify` found wrong."""
+
+    file: str
+    message: str
