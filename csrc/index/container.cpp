@@ -195,11 +195,10 @@ size_t dtype_size(DType dtype) noexcept { return kDTypes[static_cast<size_t>(dty
 const char* dtype_name(DType dtype) noexcept { return kDTypes[static_cast<size_t>(dtype)].name; }
 
 ContainerWriter::ContainerWriter(FileWriter file, std::vector<ArraySpec> arrays)
-    : file_(std::move(file)), specs_(std::move(arrays)) {
-  constexpr auto kLimit = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+    : file_(std::move(file)), specs_(std::move(arrays)), layout_(specs_.size()) {
   WEFT_REQUIRE(specs_.size() <= kMaxArrays, ErrorCode::invalid_argument, specs_.size(),
                " arrays: expected at most ", kMaxArrays);
-  uint64_t end = sizeof(Header) + specs_.size() * sizeof(Entry);
+  file_bytes_ = sizeof(Header) + specs_.size() * sizeof(Entry);
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ArraySpec& spec = specs_[i];
     WEFT_REQUIRE(good_name(spec.name), ErrorCode::invalid_argument, "array name \"", spec.name,
@@ -209,17 +208,30 @@ ContainerWriter::ContainerWriter(FileWriter file, std::vector<ArraySpec> arrays)
                  ErrorCode::invalid_argument, spec.name, ": array named twice");
     WEFT_REQUIRE(static_cast<size_t>(spec.dtype) < kDTypes.size(), ErrorCode::invalid_argument,
                  spec.name, ": unknown dtype");
-    WEFT_REQUIRE(!spec.shape.empty() && spec.shape.size() <= kMaxRank, ErrorCode::invalid_argument,
-                 spec.name, ": rank ", spec.shape.size(), ", expected 1..", kMaxRank);
-    uint64_t bytes = 0;
-    WEFT_REQUIRE(payload_bytes(spec.shape, spec.dtype, bytes) && bytes <= kLimit - 2 * kAlignment &&
-                     align_up(end) <= kLimit - 2 * kAlignment - bytes,
-                 ErrorCode::invalid_argument, spec.name, ": the size of ", dtype_name(spec.dtype),
-                 shape_text(spec.shape), " overflows");
-    layout_.push_back({align_up(end), bytes});
-    end = align_up(end) + bytes;
+    layout_[i].offset = align_up(file_bytes_);
+    place(i);
   }
-  file_bytes_ = align_up(end);
+}
+
+void ContainerWriter::set_last_shape(std::vector<uint64_t> shape) {
+  WEFT_REQUIRE(!specs_.empty() && !finished_ && layout_.back().written == 0, ErrorCode::internal,
+               "the shape of the last array cannot change any more");
+  specs_.back().shape = std::move(shape);
+  place(specs_.size() - 1);
+}
+
+/// Takes the array's bytes from its shape, and the file's size from where it then ends.
+void ContainerWriter::place(size_t array) {
+  constexpr uint64_t kLimit = std::numeric_limits<int64_t>::max() - kAlignment;
+  const ArraySpec& spec = specs_[array];
+  Layout& layout = layout_[array];
+  WEFT_REQUIRE(!spec.shape.empty() && spec.shape.size() <= kMaxRank, ErrorCode::invalid_argument,
+               spec.name, ": rank ", spec.shape.size(), ", expected 1..", kMaxRank);
+  WEFT_REQUIRE(payload_bytes(spec.shape, spec.dtype, layout.bytes) && layout.offset <= kLimit &&
+                   layout.bytes <= kLimit - layout.offset,
+               ErrorCode::invalid_argument, spec.name, ": the size of ", dtype_name(spec.dtype),
+               shape_text(spec.shape), " overflows");
+  file_bytes_ = align_up(layout.offset + layout.bytes);
 }
 
 void ContainerWriter::append(size_t array, const void* data, size_t n_bytes) {
@@ -234,17 +246,6 @@ void ContainerWriter::append(size_t array, const void* data, size_t n_bytes) {
   file_.write_at(layout.offset + layout.written, data, n_bytes);
   layout.checksum = crc32c(layout.checksum, data, n_bytes);
   layout.written += n_bytes;
-}
-
-void ContainerWriter::set_last_shape(std::vector<uint64_t> shape) {
-  WEFT_REQUIRE(!specs_.empty() && layout_.back().written == 0 && !finished_, ErrorCode::internal,
-               "the last array is begun, its shape is fixed");
-  Layout& last = layout_.back();
-  WEFT_REQUIRE(shape.size() == specs_.back().shape.size() &&
-                   payload_bytes(shape, specs_.back().dtype, last.bytes),
-               ErrorCode::invalid_argument, specs_.back().name, ": bad shape ", shape_text(shape));
-  specs_.back().shape = std::move(shape);
-  file_bytes_ = align_up(last.offset + last.bytes);
 }
 
 uint32_t ContainerWriter::finish() {

@@ -59,7 +59,7 @@ class ContainerWriter {
   /// The next n_bytes of array number `array`. One write each: hand over blocks, not elements.
   void append(size_t array, const void* data, size_t n_bytes);
 
-  /// Another shape of the same rank for the last array, while nothing of it is written: for the one
+  /// Another shape for the last array, while nothing of it is written: for the one
   /// whose size shows only after the others were filled.
   void set_last_shape(std::vector<uint64_t> shape);
 
@@ -72,11 +72,13 @@ class ContainerWriter {
 
  private:
   struct Layout {
-    uint64_t offset;
-    uint64_t bytes;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
     uint64_t written = 0;
     uint32_t checksum = 0;
   };
+
+  void place(size_t array);
 
   FileWriter file_;
   std::vector<ArraySpec> specs_;

@@ -155,6 +155,26 @@ void test_no_arrays() {
   CHECK(Container::open(folder / "none.weft").arrays().empty());
 }
 
+void test_last_shape() {
+  const TemporaryFolder folder;
+  const OutputFile out(folder / "file");
+  ContainerWriter writer(FileWriter(out.fd(), "file"),
+                         {{"first", DType::u8, {3}}, {"last", DType::u16, {0}}});
+  writer.append(0, "abc", 3);
+  CHECK_ERROR(invalid_argument, writer.set_last_shape({UINT64_MAX}));
+  CHECK_ERROR(invalid_argument, writer.set_last_shape({}));
+  writer.set_last_shape({2, 50});
+  const std::string bytes(200, 'x');
+  writer.append(1, bytes.data(), 100);
+  CHECK_ERROR(internal, writer.set_last_shape({2, 51}));
+  writer.append(1, bytes.data(), 100);
+  writer.finish();
+  CHECK(read_bytes(folder / "file").size() == writer.file_bytes());
+  const Container container = Container::open(folder / "file");
+  container.verify();
+  CHECK(container.array<uint16_t>("last", 2, 50)[99] == 'x' * 257);
+}
+
 void test_writer_refuses() {
   const FileWriter file(-1, "unused");
   const auto refused = [&](std::vector<ArraySpec> specs) {
@@ -384,6 +404,7 @@ int main() {
   using namespace weft::test;
   test_round_trip();
   test_no_arrays();
+  test_last_shape();
   test_writer_refuses();
   test_every_truncation();
   test_every_flipped_bit();
