@@ -5,8 +5,30 @@
 #include <bit>
 #include <cstring>
 
+// The CPU's own instruction, where the compiler knows it: whether this CPU has it, one step of 8
+// bytes, one of a byte.
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <nmmintrin.h>
+#define WEFT_CRC_TARGET __attribute__((target("sse4.2")))
+#define WEFT_CRC_USABLE (__builtin_cpu_supports("sse4.2") != 0)
+#define WEFT_CRC_WORD(crc, word) static_cast<uint32_t>(_mm_crc32_u64(crc, word))
+#define WEFT_CRC_BYTE(crc, byte) _mm_crc32_u8(crc, byte)
+#elif defined(__aarch64__) && defined(__GNUC__)
+#include <arm_acle.h>
+#ifdef __linux__
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#define WEFT_CRC_USABLE ((getauxval(AT_HWCAP) & HWCAP_CRC32) != 0)
+#else
+#define WEFT_CRC_USABLE true
+#endif
+#ifdef __clang__
+#define WEFT_CRC_TARGET __attribute__((target("crc")))
+#else
+#define WEFT_CRC_TARGET __attribute__((target("+crc")))
+#endif
+#define WEFT_CRC_WORD(crc, word) __crc32cd(crc, word)
+#define WEFT_CRC_BYTE(crc, byte) __crc32cb(crc, byte)
 #endif
 
 namespace weft {
@@ -43,20 +65,17 @@ uint64_t load_word(const unsigned char* p) noexcept {
   return word;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-/// Where the CPU has the instruction: one of 8 bytes every 3 cycles.
-__attribute__((target("sse4.2"))) uint32_t crc32c_sse42(uint32_t crc, const void* data,
-                                                        size_t n) noexcept {
+#ifdef WEFT_CRC_USABLE
+WEFT_CRC_TARGET uint32_t crc32c_instruction(uint32_t crc, const void* data, size_t n) noexcept {
   const auto* p = static_cast<const unsigned char*>(data);
-  uint64_t state = ~crc;
+  crc = ~crc;
   for (; n >= 8; n -= 8, p += 8) {
-    state = _mm_crc32_u64(state, load_word(p));
+    crc = WEFT_CRC_WORD(crc, load_word(p));
   }
-  auto tail = static_cast<uint32_t>(state);
   for (; n > 0; --n, ++p) {
-    tail = _mm_crc32_u8(tail, *p);
+    crc = WEFT_CRC_BYTE(crc, *p);
   }
-  return ~tail;
+  return ~crc;
 }
 #endif
 
@@ -79,10 +98,10 @@ uint32_t crc32c_portable(uint32_t crc, const void* data, size_t n) noexcept {
 }
 
 uint32_t crc32c(uint32_t crc, const void* data, size_t n) noexcept {
-#if defined(__x86_64__) && defined(__GNUC__)
-  static const bool has_instruction = __builtin_cpu_supports("sse4.2") != 0;
-  if (has_instruction) {
-    return crc32c_sse42(crc, data, n);
+#ifdef WEFT_CRC_USABLE
+  static const bool usable = WEFT_CRC_USABLE;
+  if (usable) {
+    return crc32c_instruction(crc, data, n);
   }
 #endif
   return crc32c_portable(crc, data, n);
