@@ -121,8 +121,24 @@ def test_an_encoder_that_is_not_fitted_says_so(models):
     for encode in (encoder.encode_queries, encoder.encode_documents):
         with pytest.raises(InvalidArgumentError, match="from 32 to 8 dimensions is not fitted"):
             encode(["key"])
-    with pytest.raises(InvalidArgumentError, match="1 tokens, expected at least 8"):
-        encoder.fit(encoder.encode_hidden(["key"]))
+
+
+def test_a_projection_fitted_on_little_is_warned_about(models, caplog):
+    encoder = encoders.load(models["bare"], dim=8, device="cpu")
+    hidden = encoder.encode_hidden(["the key"])
+    with caplog.at_level("WARNING", "weft"):
+        [[given]] = encoder.fit(hidden)
+    assert "fitted on 2 tokens only" in caplog.text
+    rows = hidden[0][0].values
+    np.testing.assert_allclose(given.values @ given.values.T, rows @ rows.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bare", "st", "multi", "stanford"])
+def test_tokens_are_counted_without_the_model(models, kind):
+    encoder = encoders.load(models[kind], device="cpu")
+    texts = [*TEXTS, LONG]
+    expected = [sum(len(one.values) for one in w) for w in encoder.encode_documents(texts)]
+    assert encoder.count_tokens(texts) == expected
 
 
 def test_no_projection_where_none_is_needed(models):

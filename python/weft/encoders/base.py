@@ -31,6 +31,9 @@ class Encoder(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> list[list[TokenEmbeddings]]:
         """Give, for each text, the token embeddings of its windows; most texts have one."""
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Give how many token embeddings each text has, without running the model."""
+
 
 @runtime_checkable
 class FittedEncoder(Protocol):

@@ -11,6 +11,7 @@ belongs to the encoder's identity, and is covered by the checksum of whatever st
 from __future__ import annotations
 
 import base64
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,8 @@ from weft.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger("weft")
+
 
 def fit_projection(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     """Give the first `dim` principal axes of `rows`, uncentred.
@@ -27,7 +30,8 @@ def fit_projection(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     Parameters
     ----------
     rows
-        float32 `[n, n_hidden]`, unit length.
+        float32 `[n, n_hidden]`, unit length. From few rows the axes beyond their span are
+        arbitrary; fewer than ten a dimension are warned about.
     dim
         How many axes.
 
@@ -36,11 +40,11 @@ def fit_projection(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     float32 `[n_hidden, dim]`, orthonormal columns; each points to where its largest component is
     positive, so that the same rows give the same matrix.
     """
-    if len(rows) < dim:
-        raise InvalidArgumentError(
-            f"fitting the projection: {len(rows)} tokens, expected at least {dim}; "
-            f"add more text at first, or choose a smaller dim"
-        )
+    if len(rows) < 10 * dim:
+        logger.warning(
+            "the projection to %d dimensions is fitted on %d tokens only: it suits these texts, "
+            "but perhaps not what is added later; expected at least %d", dim, len(rows), 10 * dim,
+        )  # fmt: skip
     gram = np.zeros((rows.shape[1], rows.shape[1]))
     for block in np.array_split(rows, max(1, len(rows) // 16_384)):
         gram += (block.T @ block).astype(np.float64)

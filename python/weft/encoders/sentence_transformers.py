@@ -54,6 +54,8 @@ class MultiVectorAdapter(WindowedEncoder):
         if options.dim not in {None, dim}:
             raise InvalidArgumentError(f"dim={options.dim}: the model {name} gives {dim}")
         skiplist = [word for part in model for word in getattr(part, "skiplist_words", [])]
+        unknown = model.tokenizer.unk_token_id
+        self._skipped = set(model.tokenizer.convert_tokens_to_ids(skiplist)) - {unknown}
         self._info = EncoderInfo(
             name=name,
             recipe="st",
@@ -99,6 +101,12 @@ class MultiVectorAdapter(WindowedEncoder):
     def info(self) -> EncoderInfo:
         """What an index stores."""
         return self._info
+
+    def n_rows(self, piece: Piece) -> int:
+        """Give how many rows a piece has: all but those whose tokens are on the skiplist."""
+        if not piece.of_text.any():
+            return 0
+        return sum(token not in self._skipped for token in piece.ids)
 
     def no_rows(self) -> NDArray[np.float32]:
         """Give an array of no rows."""

@@ -63,9 +63,14 @@ class TokenEncoder(WindowedEncoder):
         stored = checkpoint.json("config_sentence_transformers.json").get("prompts") or {}
         prompts = (prompt_of(stored, "query"), prompt_of(stored, "document", "passage", "corpus"))
         lengths = (
-            _length("query_length", options.query_length, info.query_length if info else None, window),
             _length(
-                "document_length", options.document_length, info.document_length if info else None, window
+                "query_length", options.query_length, info.query_length if info else None, window
+            ),
+            _length(
+                "document_length",
+                options.document_length,
+                info.document_length if info else None,
+                window,
             ),
         )
         super().__init__(tokenizer, prompts, lengths, options)

@@ -106,6 +106,11 @@ class WindowedEncoder:
         encoded = iter(self._encode([piece for pieces in groups for piece in pieces], "document"))
         return [[next(encoded) for _ in pieces] for pieces in groups]
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Give how many token embeddings each text has, without running the model."""
+        groups = self._documents.split(texts)
+        return [sum(self.n_rows(piece) for piece in pieces) for pieces in groups]
+
     def _encode(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
         nothing = TokenEmbeddings(self.no_rows(), np.zeros((0, 2), np.uint32))
         result = [nothing] * len(pieces)
@@ -117,6 +122,10 @@ class WindowedEncoder:
             for row, embeddings in zip(rows, encoded, strict=True):
                 result[row] = embeddings
         return result
+
+    def n_rows(self, piece: Piece) -> int:
+        """Give how many rows a piece of a document has."""
+        return int(np.count_nonzero(piece.of_text))
 
     def no_rows(self) -> NDArray[np.float32]:
         """Give an array of no rows in the width of what `run` gives."""

