@@ -17,7 +17,7 @@ namespace weft {
 
 namespace {
 
-constexpr size_t kBlockTokens = 128;
+constexpr size_t kBlockTokens = 4'096;
 constexpr size_t kSampleWindow = size_t{1} << 16;  // rows drawn before they are read
 constexpr uint64_t kSampleTokensPerFine = 32;
 constexpr uint64_t kTokensPerFine = 100;

@@ -3,19 +3,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 
 #include "base/parallel.h"
-#include "quantizer/tile.h"
 
 namespace weft {
 
 namespace {
 
-constexpr size_t kTileRows = 128;  // 16 KiB at dim 128: a tile stays in the first-level cache
-constexpr size_t kTilesPerTask = 8;
-constexpr double kLargestBias = 0x1p27;
+constexpr size_t kBlockRows = 4'096;
 
 /// sums[d] += sum of element d over the rows.
 void add_rows(ByteRows rows, std::span<const uint32_t> numbers, std::vector<int64_t>& sums) {
@@ -116,34 +112,8 @@ uint64_t AscendingDraw::next() {
   return at_++;
 }
 
-double distance_biases(ByteRows centroids, double unit, int32_t* bias) {
-  int32_t longest = 0;
-  for (size_t i = 0; i < centroids.n; ++i) {
-    const int32_t squared = squared_length(centroids.row(i), centroids.dim);
-    longest = std::max(longest, squared);
-    bias[i] = -static_cast<int32_t>(std::min(std::round(0.5 * unit * squared), kLargestBias));
-  }
-  return std::sqrt(static_cast<double>(longest));
-}
-
-NearestCentroids::NearestCentroids(ByteRows centroids, double unit)
-    : centroids_(centroids), bias_(centroids.n) {
-  longest_ = distance_biases(centroids, unit, bias_.data());
-  // |dot| <= |x| |c| and |x| <= 127 sqrt(dim): after the shift every value fits an int16.
-  const int32_t lowest = *std::min_element(bias_.data(), bias_.data() + centroids.n);
-  const double reach = 127.0 * std::sqrt(static_cast<double>(centroids.dim)) * longest_ - lowest;
-  shift_ = static_cast<unsigned>(std::bit_width(static_cast<uint32_t>(reach) >> 15));
-}
-
-void NearestCentroids::find(const kernels::Kernels& kernel, const kernels::ByteTile& tile,
-                            int32_t* keys) const {
-  std::fill_n(keys, 4 * tile.lanes(), INT32_MIN);
-  kernel.nearest(tile, centroids_.data, bias_.data(), centroids_.n, 0, shift_, keys);
-}
-
-Clusters cluster_rows(const kernels::Kernels& kernel, ByteRows rows,
-                      std::span<const uint32_t> numbers, const NearestCentroids& centroids,
-                      size_t threads, const Tick& tick) {
+Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
+                      const NearestCentroids& centroids, size_t threads, const Tick& tick) {
   std::vector<uint16_t> labels(numbers.size());
   std::atomic<uint64_t> done = 0;
   uint64_t told = 0;
@@ -155,27 +125,21 @@ Clusters cluster_rows(const kernels::Kernels& kernel, ByteRows rows,
     }
     return false;
   };
-  const size_t n_tiles = (numbers.size() + kTileRows - 1) / kTileRows;
   parallel_for(
-      n_tiles, threads,
+      numbers.size(), threads,
       [&](size_t begin, size_t end, size_t) {
-        ByteTileBuffer tile;
-        AlignedBuffer<int32_t> keys(4 * kTileRows);
-        for (size_t t = begin; t < end; ++t) {
-          const size_t first = t * kTileRows;
-          const size_t count = std::min(kTileRows, numbers.size() - first);
-          tile.resize(count, rows.dim);
-          for (size_t i = 0; i < count; ++i) {
-            tile.set_row(i, rows.row(numbers[first + i]));
-          }
-          centroids.find(kernel, tile.view(), keys.data());
-          for (size_t i = 0; i < count; ++i) {
-            labels[first + i] = static_cast<uint16_t>(NearestCentroids::centroid_of(keys[i]));
-          }
-          done += count;
+        std::vector<const int8_t*> pointers(end - begin);
+        std::vector<BestFour> best(end - begin);
+        for (size_t i = begin; i < end; ++i) {
+          pointers[i - begin] = rows.row(numbers[i]);
         }
+        centroids.find(pointers, best.data());
+        for (size_t i = begin; i < end; ++i) {
+          labels[i] = static_cast<uint16_t>(best[i - begin][0]);
+        }
+        done += end - begin;
       },
-      kTilesPerTask, tell);
+      kBlockRows, tell);
   tell();
 
   Clusters out;
@@ -221,8 +185,8 @@ AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
     std::copy_n(rows.row(numbers[draw.next()]), rows.dim, centroids.data() + c * rows.dim);
   }
   for (unsigned round = 0; round < params.iterations; ++round) {
-    const NearestCentroids nearest({centroids.data(), params.n_clusters, rows.dim});
-    const Clusters clusters = cluster_rows(kernel, rows, numbers, nearest, params.threads, tick);
+    const NearestCentroids nearest(kernel, {centroids.data(), params.n_clusters, rows.dim});
+    const Clusters clusters = cluster_rows(rows, numbers, nearest, params.threads, tick);
     parallel_for(
         params.n_clusters, params.threads,
         [&](size_t begin, size_t end, size_t) {

@@ -18,17 +18,9 @@
 #include "base/buffer.h"
 #include "base/random.h"
 #include "kernels/kernels.h"
+#include "quantizer/nearest.h"
 
 namespace weft {
-
-/// n rows of `dim` int8, contiguous and 16-byte aligned; dim is a multiple of 32. Borrowed.
-struct ByteRows {
-  const int8_t* data = nullptr;
-  size_t n = 0;
-  size_t dim = 0;
-
-  const int8_t* row(size_t i) const noexcept { return data + i * dim; }
-};
 
 /// `count` of the numbers 0..n-1, uniform without replacement, handed out in ascending order.
 class AscendingDraw {
@@ -46,36 +38,6 @@ class AscendingDraw {
   uint64_t at_ = 0;
 };
 
-/// Centroids beside what the arg-max needs to rank them by squared distance.
-class NearestCentroids {
- public:
-  NearestCentroids() = default;
-  /// Borrows 1..65,536 centroids. `unit`: their grid step in steps of the rows' grid.
-  explicit NearestCentroids(ByteRows centroids, double unit = 1.0);
-
-  size_t size() const noexcept { return centroids_.n; }
-  /// Length of the longest centroid, in its grid steps.
-  double longest() const noexcept { return longest_; }
-
-  /// Writes the four best centroids of every lane, best first, to keys[4][lanes]; see
-  /// kernels::Kernels::nearest. Where there are fewer than four, INT32_MIN fills up.
-  void find(const kernels::Kernels& kernel, const kernels::ByteTile& tile, int32_t* keys) const;
-
-  static uint32_t centroid_of(int32_t key) noexcept {
-    return 0xffffu - (static_cast<uint32_t>(key) & 0xffffu);
-  }
-
- private:
-  ByteRows centroids_;
-  AlignedBuffer<int32_t> bias_;
-  double longest_ = 0.0;
-  unsigned shift_ = 0;
-};
-
-/// -|c|^2 / 2 * unit of every row, rounded and held within 2^27; returns the length of the longest
-/// row.
-double distance_biases(ByteRows centroids, double unit, int32_t* bias);
-
 /// Row numbers by cluster: those of cluster c are members[starts[c] .. starts[c + 1]), ascending.
 struct Clusters {
   std::vector<uint32_t> members;
@@ -91,9 +53,8 @@ struct Clusters {
 using Tick = std::function<void(uint64_t rows)>;
 
 /// Every row to its nearest centroid. `numbers`: the rows to take, ascending.
-Clusters cluster_rows(const kernels::Kernels& kernel, ByteRows rows,
-                      std::span<const uint32_t> numbers, const NearestCentroids& centroids,
-                      size_t threads, const Tick& tick);
+Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
+                      const NearestCentroids& centroids, size_t threads, const Tick& tick = {});
 
 /// Sum of the squared distances between rows and their mean.
 double scatter(ByteRows rows, std::span<const uint32_t> numbers);
