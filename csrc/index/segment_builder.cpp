@@ -150,7 +150,7 @@ SegmentStats write_segment(FileWriter file, std::shared_ptr<const Codec> codec,
       out.append(rows, docs.tokens.row(first), count * dim * sizeof(uint16_t));
     }
     if (progress) {
-      progress("encode", first + count, n);
+      progress("write", first + count, n);
     }
   }
   if (codec != nullptr) {
