@@ -16,7 +16,7 @@ SUM_BITS = 22
 SUM_MASK = (1 << SUM_BITS) - 1
 INT32_MIN = -(2**31)
 
-# ---- Kernels: layouts ------------------------------------------------------------------------------
+# ---- Kernels: layouts ----------------------------------------------------------------------------
 
 
 def byte_tile(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +46,8 @@ def float_tile(rows: np.ndarray) -> np.ndarray:
 def pack_levels(levels: np.ndarray, nbits: int) -> np.ndarray:
     """Levels u8 [n, dim] as codes u8 [n, dim * nbits / 8].
 
-    With p = 8 / nbits, dimension d belongs to quad q = d // 4, that is to word q // p, byte d % 4 of
-    it, bits from nbits * (q % p) on.
+    With p = 8 / nbits, dimension d belongs to quad q = d // 4, that is to word q // p, byte d % 4
+    of it, bits from nbits * (q % p) on.
     """
     n, dim = levels.shape
     per_byte = 8 // nbits
@@ -74,7 +74,7 @@ def pack_docs(docs: list[int], width: int) -> np.ndarray:
     return np.frombuffer(packed + b"\xaa" * 4, np.uint8).copy()
 
 
-# ---- Kernels: integers -----------------------------------------------------------------------------
+# ---- Kernels: integers ---------------------------------------------------------------------------
 
 
 def tile_dots(tile_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def collect(words: np.ndarray, least: int) -> np.ndarray:
     return np.array([i for i, word in enumerate(words) if int(word) & SUM_MASK >= least], np.uint32)
 
 
-# ---- Kernels: floats -------------------------------------------------------------------------------
+# ---- Kernels: floats -----------------------------------------------------------------------------
 
 
 def score_codes(

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// weft._native._kernels: every kernel of every usable table, for tests and benchmarks alone. A function
-// takes the table's name, C-contiguous arrays and `repeat`, the number of times the kernel runs on them,
-// so that a benchmark need not pay for Python. Shapes are checked here, because kernels check nothing.
+// weft._native._kernels: every kernel of every usable table, for tests and benchmarks alone. A
+// function takes the table's name, C-contiguous arrays and `repeat`, the number of times the kernel
+// runs on them, so that a benchmark need not pay for Python. Shapes are checked here, because
+// kernels check nothing.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -73,9 +74,9 @@ void times(size_t repeat, const Body& body) {
 
 /// data: s8 [groups, dim / 4, 16, 4]; sums: s32 [groups * 16].
 kernels::ByteTile byte_tile(const Array<int8_t>& data, const Array<int32_t>& sums) {
-  require(data.ndim() == 4 && extent(data, 0) >= 1 && extent(data, 2) == kLanes &&
-              extent(data, 3) == 4,
-          "tile: expected [groups, dim / 4, 16, 4]");
+  require(
+      data.ndim() == 4 && extent(data, 0) >= 1 && extent(data, 2) == kLanes && extent(data, 3) == 4,
+      "tile: expected [groups, dim / 4, 16, 4]");
   const size_t groups = extent(data, 0);
   const size_t dim = 4 * extent(data, 1);
   require(dim > 0 && dim % 32 == 0 && dim <= 4128, "tile: dim is not a multiple of 32 up to 4128");
@@ -83,8 +84,8 @@ kernels::ByteTile byte_tile(const Array<int8_t>& data, const Array<int32_t>& sum
   return {data.data(), sums.data(), groups, dim};
 }
 
-Array<int32_t> tile_dots(std::string_view isa, const Array<int8_t>& data, const Array<int32_t>& sums,
-                         const Array<int8_t>& rows, size_t repeat) {
+Array<int32_t> tile_dots(std::string_view isa, const Array<int8_t>& data,
+                         const Array<int32_t>& sums, const Array<int8_t>& rows, size_t repeat) {
   const auto tile = byte_tile(data, sums);
   const size_t n = extent(rows, 0);
   require(extent(rows, 1) == tile.dim, "rows: expected [n, dim]");
@@ -151,14 +152,14 @@ Array<uint32_t> table_maxsim(std::string_view isa, const Array<uint8_t>& rows,
                              size_t repeat) {
   require(extent(rows, 0) > 255 && extent(rows, 1) > 0 && extent(rows, 1) % kLanes == 0,
           "rows: expected [n_rows + 255, lanes]");
-  require(count(cells) >= 1 && count(parents) == count(children), "table_maxsim: shapes do not match");
+  require(count(cells) >= 1 && count(parents) == count(children),
+          "table_maxsim: shapes do not match");
   for (size_t i = 0; i < count(cells); ++i) {
     require((cells.data()[i] & 0x7fffffffu) + 255 < extent(rows, 0), "cells: past the last row");
   }
   check_ranges(ranges, count(parents));
-  const kernels::ScoreTable scores{rows.data(), cells.data(),
-                                   static_cast<uint32_t>(count(cells) - 1),
-                                   extent(rows, 1) / kLanes};
+  const kernels::ScoreTable scores{
+      rows.data(), cells.data(), static_cast<uint32_t>(count(cells) - 1), extent(rows, 1) / kLanes};
   const size_t m = extent(ranges, 0);
   auto sums = filled<uint32_t>({m}, 0);
   uint32_t* out = sums.mutable_data();
@@ -174,8 +175,8 @@ Array<uint32_t> table_maxsim(std::string_view isa, const Array<uint8_t>& rows,
 }
 
 /// docs: u8 [n * width + 4].
-Array<uint32_t> accumulate(std::string_view isa, const Array<uint8_t>& docs, size_t n, unsigned width,
-                           uint32_t limit, uint32_t gain, uint32_t stamp,
+Array<uint32_t> accumulate(std::string_view isa, const Array<uint8_t>& docs, size_t n,
+                           unsigned width, uint32_t limit, uint32_t gain, uint32_t stamp,
                            const Array<uint32_t>& words, size_t repeat) {
   require((width == 2 || width == 3) && count(docs) >= n * width + 4 && limit < count(words),
           "accumulate: shapes do not match");
@@ -207,11 +208,12 @@ Array<uint32_t> collect(std::string_view isa, const Array<uint32_t>& words, uint
 }
 
 /// Best scores f32 [m, lanes] of each range of tokens, -inf for an empty one.
-Array<float> score_codes(std::string_view isa, const Array<int8_t>& data, const Array<int32_t>& sums,
-                         const Array<uint8_t>& codes, const Array<uint16_t>& parents,
-                         const Array<int16_t>& base, const Array<float>& base_scale,
-                         const Array<float>& code_scale, int32_t middle, unsigned nbits,
-                         const Array<uint32_t>& ranges, size_t repeat) {
+Array<float> score_codes(std::string_view isa, const Array<int8_t>& data,
+                         const Array<int32_t>& sums, const Array<uint8_t>& codes,
+                         const Array<uint16_t>& parents, const Array<int16_t>& base,
+                         const Array<float>& base_scale, const Array<float>& code_scale,
+                         int32_t middle, unsigned nbits, const Array<uint32_t>& ranges,
+                         size_t repeat) {
   const auto tile = byte_tile(data, sums);
   const size_t n = count(parents);
   const size_t lanes = tile.lanes();
@@ -248,9 +250,9 @@ Array<float> score_codes(std::string_view isa, const Array<int8_t>& data, const 
 /// data: f32 [groups, dim, 16]; rows: f32 [n, stride], of which the first dim columns count.
 Array<float> maxsim_rows(std::string_view isa, const Array<float>& data, const Array<float>& rows,
                          size_t repeat) {
-  require(data.ndim() == 3 && extent(data, 0) >= 1 && extent(data, 1) >= 1 &&
-              extent(data, 2) == kLanes,
-          "tile: expected [groups, dim, 16]");
+  require(
+      data.ndim() == 3 && extent(data, 0) >= 1 && extent(data, 1) >= 1 && extent(data, 2) == kLanes,
+      "tile: expected [groups, dim, 16]");
   const kernels::FloatTile tile{data.data(), extent(data, 0), extent(data, 1)};
   const size_t n = extent(rows, 0);
   const size_t stride = extent(rows, 1);
@@ -326,7 +328,8 @@ void bind_kernels(py::module_& module) {
   m.def("nearest", nearest, isa, a("tile"), a("sums"), a("rows"), a("bias"), py::arg("first"),
         py::arg("shift"), a("keys"), repeat);
   m.def("row_dots", row_dots, isa, a("x"), a("rows"), repeat);
-  m.def("quantize_dots", quantize_dots, isa, a("dots"), py::arg("shift"), py::arg("factor"), repeat);
+  m.def("quantize_dots", quantize_dots, isa, a("dots"), py::arg("shift"), py::arg("factor"),
+        repeat);
   m.def("table_maxsim", table_maxsim, isa, a("rows"), a("cells"), a("parents"), a("children"),
         a("ranges"), repeat);
   m.def("accumulate", accumulate, isa, a("docs"), py::arg("n"), py::arg("width"), py::arg("limit"),

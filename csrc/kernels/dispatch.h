@@ -7,8 +7,8 @@
 
 namespace weft::kernels {
 
-/// The table in use: the best one this CPU runs, or the one WEFT_ISA names. Chosen once, on first use;
-/// Error(invalid_argument) when WEFT_ISA names no usable table, listing those that are.
+/// The table in use: the best one this CPU runs, or the one WEFT_ISA names. Chosen once, on first
+/// use; Error(invalid_argument) when WEFT_ISA names no usable table, listing those that are.
 const Kernels& active();
 
 /// Every table this CPU can run, best first; scalar is always the last.

@@ -3,15 +3,16 @@
 // The hot loops behind one table of function pointers per instruction set.
 //
 // Layout. Lanes are query tokens: a tile holds its rows in groups of 16, and four neighbouring
-// dimensions of one lane lie together, data[group][dim / 4][16][4], so that four bytes of a document
-// token are broadcast and multiplied into 16 lanes without any horizontal sum. Padding lanes are zero.
+// dimensions of one lane lie together, data[group][dim / 4][16][4], so that four bytes of a
+// document token are broadcast and multiplied into 16 lanes without any horizontal sum. Padding
+// lanes are zero.
 //
-// Precision. Integer entries are exact and therefore equal on every instruction set; the value ranges
-// below are what makes that possible. Float entries add in the order stated, with one fused
+// Precision. Integer entries are exact and therefore equal on every instruction set; the value
+// ranges below are what makes that possible. Float entries add in the order stated, with one fused
 // multiply-add per term, so that they too give the same bits everywhere.
 //
-// Ranges. Every int8 value handed in lies in [-127, 127]; dim is a multiple of 32 and at most 4,128;
-// hence |dot| <= 127 * 127 * 4,128 < 2^27. Codes are unsigned, at most 255.
+// Ranges. Every int8 value handed in lies in [-127, 127]; dim is a multiple of 32 and at most
+// 4,128; hence |dot| <= 127 * 127 * 4,128 < 2^27. Codes are unsigned, at most 255.
 #pragma once
 
 #include <stddef.h>
@@ -40,10 +41,10 @@ struct FloatTile {
   size_t lanes() const { return groups * kLanes; }
 };
 
-/// Residual codes of consecutive tokens. Element d of a token is `nbits` wide. A 32-bit little-endian
-/// word of a code holds 32 / nbits dimensions; with p = 8 / nbits, bits [nbits * s, nbits * (s + 1)) of
-/// byte j of word w belong to dimension (w * p + s) * 4 + j, for s < p: one AND and one shift give four
-/// neighbouring dimensions.
+/// Residual codes of consecutive tokens. Element d of a token is `nbits` wide. A 32-bit
+/// little-endian word of a code holds 32 / nbits dimensions; with p = 8 / nbits, bits [nbits * s,
+/// nbits * (s + 1)) of byte j of word w belong to dimension (w * p + s) * 4 + j, for s < p: one AND
+/// and one shift give four neighbouring dimensions.
 struct CodeBlock {
   const uint8_t* codes;     ///< [n][dim * nbits / 8]
   const uint16_t* parents;  ///< [n] coarse code of each token; clamped to n_cells
@@ -59,7 +60,7 @@ struct CodeBlock {
 /// u8 scores of centroids: a row of `groups * 16` bytes per centroid.
 struct ScoreTable {
   const uint8_t* rows;    ///< the table has 255 rows of slack behind the last one
-  const uint32_t* cells;  ///< [n_cells + 1]: low 31 bits = first row, high bit = add the child number
+  const uint32_t* cells;  ///< [n_cells + 1]: low 31 bits = first row, high bit = add the child
   uint32_t n_cells;
   size_t groups;
 };
@@ -75,33 +76,35 @@ struct Kernels {
   void (*tile_dots)(const ByteTile& tile, const int8_t* rows, size_t n, int32_t* dots);
 
   /// The four best rows of every lane. With v = (dot + bias[r]) >> shift (arithmetic; the caller
-  /// picks a shift that makes v fit int16), the key of row r is v * 65536 + (65535 - (first + r)), so a
-  /// larger key is a better row and equal values go to the smaller number. keys: [4][lanes], best
-  /// first, updated in place; fill with INT32_MIN before the first call. first + n <= 65,536.
+  /// picks a shift that makes v fit int16), the key of row r is v * 65536 + (65535 - (first + r)),
+  /// so a larger key is a better row and equal values go to the smaller number. keys: [4][lanes],
+  /// best first, updated in place; fill with INT32_MIN before the first call. first + n <= 65,536.
   void (*nearest)(const ByteTile& tile, const int8_t* rows, const int32_t* bias, size_t n,
                   uint32_t first, unsigned shift, int32_t* keys);
 
   /// out[r] = sum_d x[d] * rows[r][d]: one row against n rows. 16-byte aligned.
   void (*row_dots)(const int8_t* x, const int8_t* rows, size_t n, size_t dim, int32_t* out);
 
-  /// base[i] = saturate_int16(dots[i] >> shift); table[i] = clamp((base[i] * factor + 2^14) >> 15, 0, 255).
-  /// 0 <= factor <= 32,767. n: a multiple of 16.
-  void (*quantize_dots)(const int32_t* dots, size_t n, unsigned shift, int16_t factor, int16_t* base,
-                        uint8_t* table);
+  /// base[i] = saturate_int16(dots[i] >> shift); table[i] = clamp((base[i] * factor + 2^14) >> 15,
+  /// 0, 255). 0 <= factor <= 32,767. n: a multiple of 16.
+  void (*quantize_dots)(const int32_t* dots, size_t n, unsigned shift, int16_t factor,
+                        int16_t* base, uint8_t* table);
 
   /// Sum over lanes of the largest table entry that any of the n tokens reaches. Token t reads row
   /// (c & 0x7fffffff) + (c >> 31 ? children[t] : 0) with c = cells[min(parents[t], n_cells)].
-  uint32_t (*table_maxsim)(const ScoreTable& table, const uint16_t* parents, const uint8_t* children,
-                           size_t n);
+  uint32_t (*table_maxsim)(const ScoreTable& table, const uint16_t* parents,
+                           const uint8_t* children, size_t n);
 
-  /// For every posting d = min(docs[i], limit): if the high bits of words[d] differ from `stamp`, add
-  /// `gain` to its low kSumBits bits and set the stamp; otherwise leave it. `docs` holds n unsigned
-  /// little-endian numbers of `width` bytes (2 or 3) with 4 readable bytes of slack behind them.
+  /// For every posting d = min(docs[i], limit): if the high bits of words[d] differ from `stamp`,
+  /// add `gain` to its low kSumBits bits and set the stamp; otherwise leave it. `docs` holds n
+  /// unsigned little-endian numbers of `width` bytes (2 or 3) with 4 readable bytes of slack behind
+  /// them.
   void (*accumulate)(const uint8_t* docs, size_t n, unsigned width, uint32_t limit, uint32_t gain,
                      uint32_t stamp, uint32_t* words);
 
   /// bins[min((words[i] & kSumMask) >> shift, n_bins - 1)] += 1 for every i whose sum is not 0.
-  void (*histogram)(const uint32_t* words, size_t n, unsigned shift, uint32_t n_bins, uint32_t* bins);
+  void (*histogram)(const uint32_t* words, size_t n, unsigned shift, uint32_t n_bins,
+                    uint32_t* bins);
 
   /// Writes the i with (words[i] & kSumMask) >= least (least >= 1), ascending; returns how many.
   /// `docs` has room for n + 16.
@@ -112,14 +115,17 @@ struct Kernels {
   /// over tokens t, where dot = sum_d tile[l][d] * code[t][d].
   void (*score_codes)(const ByteTile& tile, const CodeBlock& block, float* best);
 
-  /// best[l] = max(best[l], s) over rows, s = sum over d ascending of fma(tile[l][d], row[d], s) from 0.
-  void (*maxsim_rows)(const FloatTile& tile, const float* rows, size_t stride, size_t n, float* best);
+  /// best[l] = max(best[l], s) over rows, s = sum over d ascending of fma(tile[l][d], row[d], s)
+  /// from 0.
+  void (*maxsim_rows)(const FloatTile& tile, const float* rows, size_t stride, size_t n,
+                      float* best);
 
-  /// levels[d] = clamp(round_half_even(row[d] / step + middle / 2), 0, middle) for the step among
-  /// `widest * factors[i] * 2 / middle` (widest = max |row|) whose least-squares reconstruction loses
-  /// least: with z = level - middle / 2, the largest (row.z)^2 / (z.z); the first of equals wins.
-  /// Returns the least-squares step row.z / z.z, and 0 (levels = middle / 2 rounded down) for a zero
-  /// row. Sums run over 16 interleaved partial sums, fused, joined by halving.
+  /// levels[d] = round_half_even(clamp(fma(row[d], 1 / step, middle / 2), 0, middle)) for the step
+  /// among `widest * factors[i] * 2 / middle` (widest = max |row|) whose least-squares
+  /// reconstruction loses least: with z = level - middle / 2, the largest (row.z)^2 / (z.z); the
+  /// first of equals wins. Returns the least-squares step row.z / z.z, and 0 (levels = middle / 2
+  /// rounded down) for a zero row. `middle` is odd. 1 / step is computed as middle / (widest *
+  /// factors[i] * 2); sums run over 16 interleaved partial sums, fused, joined by halving.
   float (*quantize_row)(const float* row, size_t dim, const float* factors, size_t n_factors,
                         int32_t middle, uint8_t* levels);
 

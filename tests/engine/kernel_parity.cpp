@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs every kernel of every usable table and of scalar on the same random input, in buffers without a
-// byte to spare, and compares the output bit by bit. Prints the tables compared; fails with the name of
-// the first kernel that differs.
+// Runs every kernel of every usable table and of scalar on the same random input, in buffers
+// without a byte to spare, and compares the output bit by bit. Prints the tables compared; fails
+// with the name of the first kernel that differs.
 #include <cstdio>
 #include <cstring>
 #include <limits>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which table is used, and that the tables cannot leak instructions into the rest of the program."""
+"""Which table is used, and that no table leaks instructions into the rest of the program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from engine.toolchain import build_parity, compile_kernels, need, run
 from weft import _native
 

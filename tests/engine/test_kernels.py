@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 import reference
 from weft import _native
 
@@ -22,7 +23,9 @@ SHAPES = (
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_shape = pytest.mark.parametrize(("dim", "lanes", "n"), SHAPES)
-each_nbits = pytest.mark.parametrize(("nbits", "middle"), [(1, 1), (2, 3), (4, 15), (8, 255), (8, 135)])
+each_nbits = pytest.mark.parametrize(
+    ("nbits", "middle"), [(1, 1), (2, 3), (4, 15), (8, 255), (8, 135)]
+)
 
 
 def generator(*seed: int) -> np.random.Generator:
@@ -50,7 +53,7 @@ def test_scalar_is_always_there_and_last() -> None:
     assert kernels.active() in ISAS
 
 
-# ---- Integer tiles ---------------------------------------------------------------------------------
+# ---- Integer tiles -------------------------------------------------------------------------------
 
 
 @each_isa
@@ -139,7 +142,7 @@ def test_quantize_dots(isa: str, shift: int, factor: int) -> None:
     np.testing.assert_array_equal(table, expected_table)
 
 
-# ---- Tables and accumulators -----------------------------------------------------------------------
+# ---- Tables and accumulators ---------------------------------------------------------------------
 
 
 @each_isa
@@ -200,7 +203,7 @@ def test_histogram_and_collect(isa: str, n: int, share: float) -> None:
         np.testing.assert_array_equal(got, reference.collect(words, least))
 
 
-# ---- Residual codes --------------------------------------------------------------------------------
+# ---- Residual codes ------------------------------------------------------------------------------
 
 
 @each_isa
@@ -259,7 +262,7 @@ def test_a_damaged_scale_never_wins(isa: str) -> None:
     np.testing.assert_array_equal(best[0], others.max(axis=0))
 
 
-# ---- Floats ----------------------------------------------------------------------------------------
+# ---- Floats --------------------------------------------------------------------------------------
 
 
 @each_isa
@@ -360,8 +363,8 @@ def test_float_to_half(isa: str) -> None:
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = (halves[1:] + halves[:-1]) / 2  # ties
     bits = generator(12).integers(0, 2**32, 200_000, dtype=np.uint32)
-    some = [halves, between, np.nextafter(between, np.inf, dtype=np.float32), np.array(HARD_FLOATS)]
-    some += [np.nextafter(between, -np.inf, dtype=np.float32), np.array([65519.9, 65520, 65536, 1e9])]
+    beside = [np.nextafter(between, towards, dtype=np.float32) for towards in (-np.inf, np.inf)]
+    some = [halves, between, *beside, np.array(HARD_FLOATS), np.array([65519.9, 65520, 65536, 1e9])]
     floats = np.concatenate(some).astype(np.float32)
     floats = np.concatenate([floats, -floats, bits.view(np.float32)])
     got = kernels.float_to_half(isa, floats)

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The part of generic.inl that multiplies tiles: scan() walks over register blocks of rows, a
+// `Rows` makes row pointers that dot() can read, a `Dots` multiplies, and a visitor takes the sums.
+
+// ---- Integer tiles ------------------------------------------------------------------------------
+
+#ifndef WEFT_OWN_DOTS
+/// acc[r][g][lane] += sum_d tile[group + g][lane][d] * rows[r][d].
+struct WordDots {
+  template <size_t kR, size_t kG>
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+                              Ints (&acc)[kR][kG]) {
+    const int8_t* quads = tile.data + group * tile.dim * kLanes;
+    const size_t group_size = tile.dim * kLanes;
+    for (size_t d = 0; d < tile.dim; d += kChunk) {
+      WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
+        Quads q[kG];
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+          q[g] = load_quads(quads + g * group_size + (d + i) * kLanes);
+        }
+        WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+          const Word word = broadcast_word(rows[r] + d + i);
+          WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = dot(acc[r][g], q[g], word);
+        }
+      }
+    }
+  }
+};
+
+#endif
+
+/// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the
+/// last of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
+template <class Dots, class Rows, size_t kR, size_t kG, class Visit>
+WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* const* pointers,
+                            size_t first, size_t count, const Visit& visit) {
+  Ints acc[kR][kG];
+  WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+    const Ints sums = load_ints(tile.sums + (group + g) * kLanes);
+    const Ints start = Rows::kOffset == 0 ? fill(0) : mul(fill(-Rows::kOffset), sums);
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) acc[r][g] = start;
+  }
+  Dots::template run<kR, kG>(tile, group, pointers, acc);
+  visit(first, count, group, acc);
+}
+
+template <class Dots, size_t kR, class Rows, class Visit>
+WEFT_INLINE void scan_block(const ByteTile& tile, size_t first, size_t count, Rows& rows,
+                            const Visit& visit) {
+  const uint8_t* pointers[kR];
+  rows.template load<kR>(first, count, pointers);
+  size_t group = 0;
+  for (; group + kGroups <= tile.groups; group += kGroups) {
+    scan_group<Dots, Rows, kR, kGroups>(tile, group, pointers, first, count, visit);
+  }
+  if constexpr (kGroups > 1) {
+    for (; group < tile.groups; ++group) {
+      scan_group<Dots, Rows, kR, 1>(tile, group, pointers, first, count, visit);
+    }
+  }
+}
+
+template <class Dots, class Rows, class Visit>
+WEFT_INLINE void scan(const ByteTile& tile, size_t n, Rows& rows, const Visit& visit) {
+  constexpr size_t kHalf = kRows / 2;
+  size_t first = 0;
+  while (n - first > kHalf) {
+    const size_t left = n - first;
+    const size_t count = left < kRows ? left : kRows;
+    scan_block<Dots, kRows>(tile, first, count, rows, visit);
+    first += count;
+  }
+  if constexpr (kHalf > 0) {
+    if (first < n) scan_block<Dots, kHalf>(tile, first, n - first, rows, visit);
+  }
+}
+
+/// Rows of whole bytes that begin `width` bytes apart.
+template <class Row>
+struct ByteRows {
+  static constexpr int32_t kOffset = Row::kOffset;
+
+  const uint8_t* rows;
+  size_t dim;
+  alignas(64) uint8_t staged[Row::kStaged == 0 ? 64 : Row::kStaged * kRows * kMaxDim];
+
+  ByteRows(const void* first_row, size_t row_size)
+      : rows(static_cast<const uint8_t*>(first_row)), dim(row_size) {}
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < kR; ++r) {
+      const uint8_t* source = rows + (first + (r < count ? r : count - 1)) * dim;
+      if constexpr (Row::kStaged == 0) {
+        out[r] = source;
+      } else {
+        uint8_t* target = staged + r * dim * Row::kStaged;
+        out[r] = target;
+        for (size_t d = 0; d < dim; d += kChunk) Row::stage(source + d, target + d * Row::kStaged);
+      }
+    }
+  }
+};
+
+/// Rows of codes narrower than a byte.
+template <unsigned kBits>
+struct NarrowRows {
+  static constexpr int32_t kOffset = 0;
+
+  const uint8_t* codes;
+  size_t dim;
+  alignas(64) uint8_t expanded[kRows * kMaxDim];
+
+  NarrowRows(const uint8_t* first_row, size_t row_size) : codes(first_row), dim(row_size) {}
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < kR; ++r) {
+      const uint8_t* source = codes + (first + (r < count ? r : count - 1)) * (dim * kBits / 8);
+      uint8_t* target = expanded + r * dim;
+      out[r] = target;
+      for (size_t d = 0; d < dim; d += kChunk)
+        expand_codes<kBits>(source + d * kBits / 8, target + d);
+    }
+  }
+};
+
+struct StoreDots {
+  int32_t* dots;
+  size_t lanes;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      if (r < count) {
+        int32_t* out = dots + (first + r) * lanes + group * kLanes;
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) store(out + g * kLanes, acc[r][g]);
+      }
+    }
+  }
+};
+
+template <class Dots>
+void tile_dots(const ByteTile& tile, const int8_t* rows, size_t n, int32_t* dots) {
+  ByteRows<SignedRow> source(rows, tile.dim);
+  scan<Dots>(tile, n, source, StoreDots{dots, tile.lanes()});
+}
+
+struct KeepBest {
+  const int32_t* bias;
+  uint32_t first_row;
+  unsigned shift;
+  int32_t* keys;
+  size_t lanes;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+      int32_t* out = keys + (group + g) * kLanes;
+      Ints best[4];
+      WEFT_UNROLL for (size_t i = 0; i < 4; ++i) best[i] = load_ints(out + i * lanes);
+      WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+        if (r < count) {
+          const size_t row = first_row + first + r;
+          const Ints value = shift_right(add(acc[r][g], fill(bias[first + r])), shift);
+          Ints key = add(mul(value, fill(65536)), fill(static_cast<int32_t>(65535 - row)));
+          WEFT_UNROLL for (size_t i = 0; i < 4; ++i) {
+            const Ints loser = smaller(best[i], key);
+            best[i] = larger(best[i], key);
+            key = loser;
+          }
+        }
+      }
+      WEFT_UNROLL for (size_t i = 0; i < 4; ++i) store(out + i * lanes, best[i]);
+    }
+  }
+};
+
+template <class Dots>
+void nearest(const ByteTile& tile, const int8_t* rows, const int32_t* bias, size_t n,
+             uint32_t first, unsigned shift, int32_t* keys) {
+  ByteRows<SignedRow> source(rows, tile.dim);
+  scan<Dots>(tile, n, source, KeepBest{bias, first, shift, keys, tile.lanes()});
+}
+
+void row_dots(const int8_t* x, const int8_t* rows, size_t n, size_t dim, int32_t* out) {
+  for (size_t i = 0; i < n; ++i) out[i] = byte_dot(x, rows + i * dim, dim);
+}
+
+void quantize_dots(const int32_t* dots, size_t n, unsigned shift, int16_t factor, int16_t* base,
+                   uint8_t* table) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    const Ints value = shift_right(load_ints(dots + i), shift);
+    const Ints clipped = smaller(larger(value, fill(-32768)), fill(32767));
+    store_shorts(base + i, clipped);
+    const Ints scaled = shift_right(add(mul(clipped, fill(factor)), fill(1 << 14)), 15);
+    store_bytes(table + i, smaller(larger(scaled, fill(0)), fill(255)));
+  }
+}
+
+// ---- Residual codes -----------------------------------------------------------------------------
+
+WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t token, size_t lanes) {
+  const uint32_t parent = block.parents[token];
+  return block.base + (parent < block.n_cells ? parent : block.n_cells) * lanes;
+}
+
+/// Rows of codes; the base scores of the block are fetched while its dots are computed.
+template <class Source>
+struct CodeRows {
+  static constexpr int32_t kOffset = Source::kOffset;
+
+  static constexpr size_t kAhead = 16;
+
+  const CodeBlock& block;
+  size_t lanes;
+  size_t width;
+  Source source;
+
+  CodeRows(const CodeBlock& codes, size_t dim, size_t n_lanes)
+      : block(codes), lanes(n_lanes), width(dim * codes.nbits / 8), source(codes.codes, dim) {}
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+    for (size_t r = 0; r < count; ++r) {
+      const int16_t* base = base_row(block, first + r, lanes);
+      for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);
+    }
+    const uint8_t* ahead = block.codes + (first + kAhead) * width;
+    for (size_t i = 0; i < kR * width; i += 64) WEFT_PREFETCH(ahead + i);
+    source.template load<kR>(first, count, out);
+  }
+};
+
+struct KeepScores {
+  const CodeBlock& block;
+  const int32_t* sums;
+  size_t lanes;
+  float* best;
+
+  template <size_t kR, size_t kG>
+  WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
+                              const Ints (&acc)[kR][kG]) const {
+    Floats top[kG];
+    Ints middle[kG];
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+      top[g] = load_floats(best + (group + g) * kLanes);
+      middle[g] = mul(fill(block.middle), load_ints(sums + (group + g) * kLanes));
+    }
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      if (r < count) {
+        const size_t token = first + r;
+        const int16_t* base = base_row(block, token, lanes) + group * kLanes;
+        const Floats base_scale = fill(block.base_scale[token]);
+        const Floats code_scale = fill(block.code_scale[token]);
+        WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+          const Floats residual = to_floats(sub(add(acc[r][g], acc[r][g]), middle[g]));
+          const Floats start = mul(base_scale, to_floats(load_shorts(base + g * kLanes)));
+          top[g] = larger(fma(code_scale, residual, start), top[g]);
+        }
+      }
+    }
+    WEFT_UNROLL for (size_t g = 0; g < kG; ++g) store(best + (group + g) * kLanes, top[g]);
+  }
+};
+
+template <class Dots, class Source>
+WEFT_INLINE void score_rows(const ByteTile& tile, const CodeBlock& block, float* best) {
+  CodeRows<Source> source(block, tile.dim, tile.lanes());
+  scan<Dots>(tile, block.n, source, KeepScores{block, tile.sums, tile.lanes(), best});
+}
+
+/// `NarrowDots` serves codes of at most 4 bits.
+template <class Dots, class NarrowDots>
+void score_codes(const ByteTile& tile, const CodeBlock& block, float* best) {
+  switch (block.nbits) {
+    case 1:
+      return score_rows<NarrowDots, NarrowRows<1>>(tile, block, best);
+    case 2:
+      return score_rows<NarrowDots, NarrowRows<2>>(tile, block, best);
+    case 4:
+      return score_rows<NarrowDots, NarrowRows<4>>(tile, block, best);
+    default:
+      return score_rows<Dots, ByteRows<WideRow>>(tile, block, best);
+  }
+}
