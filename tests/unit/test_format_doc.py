@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader written from docs/format.md alone: it takes its numbers from the tables of that page."""
+
+import json
+import re
+import sqlite3
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import weft
+from weft import _native
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text()
+NUMPY = {"u8": "u1", "s8": "i1", "u16": "u2", "s16": "i2", "u32": "u4", "s32": "i4",
+         "u64": "u8", "s64": "i8", "f16": "f2", "f32": "f4", "f64": "f8"}  # fmt: skip
+DIM = 70  # padded to 96: blocks of 64 and 32
+LENGTHS = [5, 0, 300, 1, 700, 94, 400, 500]
+IDS = ["e", "ß", "a", "long " * 9, "日本", "Z", "b", "aa"]
+
+
+def table(heading):
+    """The rows of the table below a heading, as dictionaries."""
+    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert section, f"no section {heading}"
+    lines = [line for line in section[1].splitlines() if line.startswith("|")]
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+TYPES = {int(row["number"]): row["dtype"] for row in table("Types")}
+
+
+def crc32c(data, crc=0):
+    crc ^= 0xFFFFFFFF
+    for byte in data:
+        crc = CRC[(crc ^ byte) & 255] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+def crc_of_byte(value):
+    for _ in range(8):
+        value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+CRC = [crc_of_byte(byte) for byte in range(256)]
+
+
+def fields(data, heading):
+    """The fields of header or entry; the table must cover it without hole or overlap."""
+    found, end = {}, 0
+    for row in table(heading):
+        offset, size = int(row["offset"]), int(row["bytes"])
+        assert offset == end, row
+        end += size
+        raw = data[offset:end]
+        kind, _, count = row["type"].partition(" x ")
+        if kind == "bytes":
+            found[row["field"]] = raw
+            continue
+        values = np.frombuffer(raw, "<" + NUMPY[kind]).tolist()
+        assert len(values) == int(count or 1), row
+        found[row["field"]] = values if count else values[0]
+    assert end == len(data)
+    return found
+
+
+def read(path):
+    """The arrays of a container and its checksum; every rule of the page asserted."""
+    data = path.read_bytes()
+    header = fields(data[:64], "Header")
+    magic = next(row for row in table("Header") if row["field"] == "magic")["contents"]
+    assert header["magic"] == bytes.fromhex(re.match(r"[0-9a-f ]+", magic)[0])
+    assert (header["version"], header["file_bytes"]) == (1, len(data))
+    assert header["table_bytes"] == 128 * header["n_arrays"]
+    assert not any(header["reserved"])
+    end = 64 + header["table_bytes"]
+    assert header["checksum"] == crc32c(data[:60] + data[64:end])
+
+    arrays = {}
+    for place in range(64, end, 128):
+        entry = fields(data[place : place + 128], "Entry")
+        name = re.fullmatch(rb"([a-z0-9_]{1,47})\0+", entry["name"])[1].decode()
+        dtype, rank = np.dtype("<" + NUMPY[TYPES[entry["dtype"]]]), entry["rank"]
+        assert not any(entry["reserved"] + entry["reserved_end"])
+        assert 1 <= rank <= 4
+        assert not any(entry["shape"][rank:])
+        shape = entry["shape"][:rank]
+        begin = -(-end // 64) * 64
+        assert entry["offset"] == begin
+        assert not any(data[end:begin])
+        end = begin + entry["bytes"]
+        payload = data[begin:end]
+        assert entry["checksum"] == crc32c(payload)
+        assert name not in arrays
+        arrays[name] = np.frombuffer(payload, dtype).reshape(shape)
+    assert -(-end // 64) * 64 == len(data)
+    assert not any(data[end:])
+    return arrays, header["checksum"]
+
+
+def meta(arrays, heading):
+    rows = table(heading)
+    assert [int(row["place"]) for row in rows] == list(range(len(arrays["meta"])))
+    return dict(zip((row["number"] for row in rows), arrays["meta"].tolist(), strict=True))
+
+
+def check_arrays(arrays, heading, present, names):
+    """Names, order, dtypes and shapes are those of the page's table."""
+    rows = [row for row in table(heading) if row["present"] in {"always", *present}]
+    assert list(arrays) == [row["array"] for row in rows]
+    for row in rows:
+        array = arrays[row["array"]]
+        shape = eval(row["shape"].replace("/", "//"), {}, names | arrays)
+        assert (array.dtype, list(array.shape)) == (np.dtype("<" + NUMPY[row["dtype"]]), shape), row
+
+
+@pytest.fixture(scope="module")
+def rows():
+    values = np.random.default_rng(1).normal(size=(sum(LENGTHS), DIM)).astype(np.float32)
+    return _native.normalize_rows(values)[0]
+
+
+@pytest.fixture(scope="module", params=[4, 1, 2, 8], ids="nbits={}".format)
+def codec(request, rows):
+    return _native.Codec.train(
+        rows, nbits=request.param, n_coarse=16, n_fine=40, iterations=2, seed=2**63 + 5,
+        max_sample_bytes=1 << 20, threads=1, progress=None,
+    )  # fmt: skip
+
+
+def write_codec(codec, folder):
+    path = folder / "codec.weft"
+    with path.open("wb+") as file:
+        checksum = codec.write(file.fileno(), str(path))
+    arrays, found = read(path)
+    assert found == checksum
+    return arrays, meta(arrays, "Codec meta")
+
+
+def write_segment(codec, rows, rerank, folder):
+    path = folder / f"{rerank}.weft"
+    encoded = [id.encode() for id in IDS]
+    with path.open("wb+") as file:
+        stats = _native.write_segment(
+            file.fileno(), str(path), codec, rows, offsets_of(LENGTHS),
+            np.frombuffer(b"".join(encoded), np.uint8), offsets_of(map(len, encoded)),
+            rerank, 1, None,
+        )  # fmt: skip
+    arrays, checksum = read(path)
+    assert (checksum, path.stat().st_size) == (stats["checksum"], stats["bytes"])
+    return arrays, meta(arrays, "Segment meta"), _native.Segment.open(str(path), codec)
+
+
+def offsets_of(lengths):
+    return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.uint64)
+
+
+def signs(seed, n):
+    """-1 and 1 from xoshiro256**."""
+    mask = 2**64 - 1
+
+    def split_mix(state):
+        while True:
+            state = (state + 0x9E3779B97F4A7C15) & mask
+            z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+            yield z ^ (z >> 31)
+
+    def rotate_left(x, k):
+        return ((x << k) | (x >> (64 - k))) & mask
+
+    source = split_mix(next(split_mix(seed)))
+    s = [next(source) for _ in range(4)]
+    drawn = []
+    for _ in range(n):
+        drawn.append(-1 if (rotate_left(s[1] * 5 & mask, 7) * 9 & mask) >> 63 else 1)
+        t = s[1] << 17 & mask
+        s[2] ^= s[0]
+        s[3] ^= s[1]
+        s[1] ^= s[2]
+        s[0] ^= s[3]
+        s[2] ^= t
+        s[3] = rotate_left(s[3], 45)
+    return np.array(drawn)
+
+
+def rotation_matrix(padded_dim, seed):
+    """Rows times this matrix are rotated rows."""
+    blocks = [1 << bit for bit in reversed(range(13)) if padded_dim >> bit & 1]
+    both = signs(seed, 2 * padded_dim)
+    matrix = np.eye(padded_dim)
+    for sizes, round_signs in ((blocks, both[:padded_dim]), (blocks[::-1], both[padded_dim:])):
+        hadamard, at = np.zeros((padded_dim, padded_dim)), 0
+        for size in sizes:
+            bits = np.arange(size)
+            parity = [[bin(i & j).count("1") % 2 for j in bits] for i in bits]
+            hadamard[at : at + size, at : at + size] = (1 - 2 * np.array(parity)) / np.sqrt(size)
+            at += size
+        matrix = matrix * round_signs @ hadamard
+    return matrix
+
+
+def levels(packed, nbits):
+    n, n_bytes = packed.shape
+    p = 8 // nbits
+    out = np.zeros((n, n_bytes * p), int)
+    for w in range(n_bytes // 4):
+        for j in range(4):
+            for s in range(p):
+                byte = packed[:, 4 * w + j].astype(int)
+                out[:, (w * p + s) * 4 + j] = (byte >> (nbits * s)) & ((1 << nbits) - 1)
+    return out
+
+
+def test_checksum():
+    assert crc32c(b"123456789") == 0xE3069283 == _native.crc32c(b"123456789")
+    assert "`123456789` is `e3069283`" in PAGE
+
+
+def test_codec(codec, tmp_path):
+    arrays, numbers = write_codec(codec, tmp_path)
+    check_arrays(arrays, "Codec", set(), numbers)
+    assert (numbers["version"], numbers["nbits"]) == (1, codec.nbits)
+    assert (numbers["dim"], numbers["padded_dim"]) == (DIM, 96)
+    assert np.uint64(numbers["seed"] % 2**64) == 2**63 + 5
+    head = [DIM, codec.nbits, numbers["seed"] % 2**64, *arrays["scales"].view("<u4").tolist()]
+    crc = crc32c(np.array(head, "<u8").tobytes())
+    for name in ("child_offsets", "coarse", "fine"):
+        crc = crc32c(arrays[name].tobytes(), crc)
+    assert crc == codec.checksum
+
+
+@pytest.mark.parametrize("rerank", ["none", "plane", "f16"])
+def test_segment(codec, rows, rerank, tmp_path):
+    if rerank == "plane" and codec.nbits != 4:
+        rerank = "none"  # planes need 4 bits
+    trained, codec_numbers = write_codec(codec, tmp_path)
+    arrays, numbers, segment = write_segment(codec, rows, rerank, tmp_path)
+    width = 2 if numbers["n_docs"] <= 65_536 else 3
+    names = numbers | {"n_fine": codec.n_fine, "width": width}
+    names["n_id_bytes"] = int(arrays["id_offsets"][-1])
+    check_arrays(arrays, "Segment", {"codes", rerank}, names)
+    assert numbers["codec_checksum"] == codec.checksum
+    assert numbers["rerank"] == ["none", "plane", "f16"].index(rerank)
+    check_ids(arrays)
+    check_lists(arrays, trained, width)
+
+    x = decode(arrays, trained, numbers["nbits"])
+    inverse = rotation_matrix(numbers["padded_dim"], codec_numbers["seed"] % 2**64).T
+    tokens = (x @ inverse)[:, :DIM]
+    if rerank == "f16":
+        assert np.array_equal(arrays["rows"], rows)
+        tokens = arrays["rows"]
+    for doc, (first, last) in enumerate(pairwise(arrays["doc_offsets"])):
+        np.testing.assert_allclose(segment.rows(doc), tokens[first:last], rtol=0, atol=2e-6)
+    if codec.nbits >= 4:
+        np.testing.assert_allclose(tokens, rows, rtol=0, atol=0.06)
+
+
+def check_ids(arrays):
+    raw, ends = arrays["id_bytes"].tobytes(), arrays["id_offsets"].tolist()
+    ids = [raw[a:b] for a, b in pairwise(ends)]
+    assert [id.decode() for id in ids] == IDS
+    assert [ids[doc] for doc in arrays["id_order"]] == sorted(ids)
+    assert np.array_equal(arrays["doc_offsets"], offsets_of(LENGTHS))
+
+
+def check_lists(arrays, trained, width):
+    fine = trained["child_offsets"][arrays["parents"]] + arrays["children"]
+    docs = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    padded = arrays["postings"]
+    assert not padded[-4:].any()
+    postings = padded[:-4].reshape(-1, width) @ (256 ** np.arange(width))
+    ends = arrays["list_offsets"].tolist()
+    for centroid, (begin, end) in enumerate(pairwise(ends)):
+        assert postings[begin:end].tolist() == sorted(set(docs[fine == centroid].tolist()))
+
+
+def decode(arrays, trained, nbits):
+    """Tokens in rotated space."""
+    centroids = trained["coarse"][arrays["parents"]] * float(trained["scales"][0])
+    step = arrays["steps"].astype(float)[:, None]
+    level = levels(arrays["codes"], nbits)
+    factors, residual = "multipliers", step * (level - (2**nbits - 1) / 2)
+    if "plane" in arrays:
+        factors = "plane_multipliers"
+        residual = step / 8 * (8 * level + levels(arrays["plane"], 4) - 135 / 2)
+    return (0.75 + arrays[factors] / 512)[:, None] * (centroids + residual)
+
+
+def test_segment_without_codes(rows, tmp_path):
+    arrays, numbers, segment = write_segment(None, rows, "none", tmp_path)
+    check_arrays(arrays, "Segment", {"f16"}, numbers | {"n_id_bytes": arrays["id_bytes"].size})
+    assert (numbers["nbits"], numbers["padded_dim"], numbers["codec_checksum"]) == (0, 0, 0)
+    assert numbers["rerank"] == 2
+    assert np.array_equal(arrays["rows"], rows)
+    assert not segment.has_codes
+
+
+@pytest.fixture
+def index(tmp_path):
+    made = weft.Index.create(tmp_path / "notes.index", weft.IndexConfig(dim=4))
+    with made.writer() as writer:
+        writer.add(
+            ["a"], [np.eye(4, dtype=np.float32)[:3]], texts=["añb c"],
+            metadata=[{"year": 2024}], spans=[np.array([[3, 5], [1, 3], [0, 5]])],
+        )  # fmt: skip
+    return made
+
+
+def test_manifest(index, tmp_path):
+    path = max((tmp_path / "notes.index").glob("manifest-*.json"))
+    outer = json.loads(path.read_bytes())
+    assert set(outer) == {"body", "checksum"}
+    body = outer["body"]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert outer["checksum"] == f"{crc32c(canonical.encode()):08x}"
+    assert sorted(body) == [row["field"] for row in table("Manifest")]
+    assert (body["format"], list(body["fields"])) == (1, ["multi"])
+    assert re.fullmatch(r"manifest-\d{6,}\.json", path.name)
+    assert int(path.stem.split("-")[1]) == body["generation"]
+    for name, entry in body["files"].items():
+        file = path.parent / name
+        data = file.read_bytes()
+        assert set(entry) == {"size", "checksum"}
+        found = read(file)[1] if file.suffix == ".weft" else crc32c(data)
+        assert (entry["size"], entry["checksum"]) == (len(data), f"{found:08x}")
+
+
+def test_documents(index, tmp_path):
+    (path,) = (tmp_path / "notes.index").glob("seg-*.docs.sqlite")
+    statements = re.search(r"```sql\n(.*?)```", PAGE, re.DOTALL)[1]
+    expected, found = sqlite3.connect(":memory:"), sqlite3.connect(path)
+    expected.executescript(statements)
+    schema = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    assert found.execute(schema).fetchall() == expected.execute(schema).fetchall()
+    assert found.execute("PRAGMA user_version").fetchone() == (1,)
+    assert found.execute("SELECT * FROM document").fetchall() == [(0, 1, "añb c")]
+    assert found.execute("SELECT * FROM metadata").fetchall() == [(0, "year", "int", 2024)]
+    (blob,) = found.execute("SELECT places FROM spans WHERE window = 0").fetchone()
+    assert blob == bytes([1, 6, 2, 3, 2, 1, 5])  # +3 and 2 long, -2 and 2, -1 and 5
