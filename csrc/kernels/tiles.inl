@@ -76,7 +76,7 @@ WEFT_INLINE void scan(const ByteTile& tile, size_t n, Rows& rows, const Visit& v
   }
 }
 
-/// Rows of whole bytes that begin `width` bytes apart.
+/// Rows of `dim` bytes, one after the other.
 template <class Row>
 struct ByteRows {
   static constexpr int32_t kOffset = Row::kOffset;
@@ -120,8 +120,9 @@ struct NarrowRows {
       const uint8_t* source = codes + (first + (r < count ? r : count - 1)) * (dim * kBits / 8);
       uint8_t* target = expanded + r * dim;
       out[r] = target;
-      for (size_t d = 0; d < dim; d += kChunk)
+      for (size_t d = 0; d < dim; d += kChunk) {
         expand_codes<kBits>(source + d * kBits / 8, target + d);
+      }
     }
   }
 };
@@ -208,11 +209,11 @@ WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t token, size_t
   return block.base + (parent < block.n_cells ? parent : block.n_cells) * lanes;
 }
 
-/// Rows of codes; the base scores of the block are fetched while its dots are computed.
+/// Rows of codes. The base scores of a block are fetched while its dots are computed, the codes a
+/// few rows ahead: documents lie scattered, so the processor's own prefetching starts too late.
 template <class Source>
 struct CodeRows {
   static constexpr int32_t kOffset = Source::kOffset;
-
   static constexpr size_t kAhead = 16;
 
   const CodeBlock& block;
