@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from weft import _native  # noqa: F401  (an installation without the engine fails here, and says so)
+from weft import _native
 
 if TYPE_CHECKING:
     from weft import encoders, evaluation, sources
@@ -113,7 +113,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = ("encoders", "evaluation", "sources")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name == "__version__":
         value: Any = _native.info()["version"]
     elif name in _SUBMODULES:

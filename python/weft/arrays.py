@@ -3,8 +3,8 @@
 
 numpy, anything with DLPack or the array protocol, torch tensors (bfloat16 included; torch is never
 imported here, only used where a tensor shows that it is loaded already). A ragged set of documents
-comes as a sequence of matrices, as packed `(values, offsets)`, or padded with `lengths`; it is walked
-in blocks, so that nothing is copied whole.
+comes as a sequence of matrices, as packed `(values, offsets)`, or padded with `lengths`; it is
+walked in blocks, so that nothing is copied whole.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft import _native
+from weft.checks import check_int
 from weft.errors import InvalidArgumentError
-from weft.types import check_int
 
 Embeddings: TypeAlias = Any
 """A sequence of (n_tokens, dim) arrays; or a tuple of values (n_tokens, dim) and offsets (n + 1,);
@@ -78,7 +78,7 @@ def _not_on_host(what: str) -> InvalidArgumentError:
     )
 
 
-def _from_torch(tensor: Any, what: str) -> NDArray[Any]:
+def _from_torch(tensor: Any, what: str) -> NDArray[Any]:  # noqa: ANN401
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
         raise _not_on_host(what)
@@ -95,7 +95,7 @@ def _shape(array: NDArray[Any]) -> str:
 
 
 def matrix(value: object, dim: int | None, what: str) -> NDArray[Any]:
-    """Give `value` as a 2-D array of floats with `dim` columns (None: at least one); not yet contiguous."""
+    """Give `value` as a 2-D array of floats, still borrowed, with `dim` columns (None: any)."""
     array = host_array(value, what)
     if array.ndim != 2:
         hint = "; for one token embedding use x[None, :]" if array.ndim == 1 else ""
@@ -129,8 +129,9 @@ def contiguous(array: NDArray[Any]) -> Rows:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Matrices of several rows each, borrowed from the caller: matrix i has the rows
-    [offsets[i], offsets[i + 1]) of the whole.
+    """Matrices of several rows each, borrowed from the caller.
+
+    Matrix i has the rows [offsets[i], offsets[i + 1]) of the whole.
     """
 
     parts: Sequence[NDArray[Any]]
@@ -165,7 +166,9 @@ class Ragged:
         ]
         if len(blocks) == 1:
             return blocks[0]
-        return np.concatenate(blocks, dtype=np.float32) if blocks else np.empty((0, dim), np.float32)
+        return (
+            np.concatenate(blocks, dtype=np.float32) if blocks else np.empty((0, dim), np.float32)
+        )
 
 
 def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
@@ -309,7 +312,7 @@ def check_rows(rows: NDArray[Any], name: Callable[[int], str]) -> None:
         raise InvalidArgumentError(f"{name(row)}: {found}, expected finite values, not all zero")
 
 
-def crc32c(data: Any, start: int = 0) -> int:
+def crc32c(data: bytes, start: int = 0) -> int:
     """Give the CRC-32C (Castagnoli) of some bytes, continuing from `start`."""
     return _native.crc32c(data, start)
 

@@ -24,7 +24,7 @@ from weft.planning import sample_bytes, segment_cuts
 from weft.searcher import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
-from weft.types import FrozenDict, defaults
+from weft.types import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,8 +67,8 @@ class Build:
     def run(self, generation: int, *, tune: bool, queries: TuningQueries | None) -> Manifest:
         """Write every file, sync the folder and give the manifest that names them.
 
-        `tune` asks for operating points even if the codec is an old one, measured on `queries` or, where
-        there are none, on sampled documents.
+        `tune` asks for operating points even if the codec is an old one, measured on `queries` or,
+        where there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
         codec, entry, kept = self._snapshot.codec, base.codec, self._snapshot.segments
@@ -104,7 +104,7 @@ class Build:
                 self._directory.remove(name)
 
     def _absorb(self, segment: OpenSegment) -> None:
-        """Put the documents of an old segment of rows into the spool, to be encoded with the rest."""
+        """Put the documents of an old segment of rows into the spool, to be encoded too."""
         native, store = segment.native, segment.documents
         n = native.n_docs
         lengths = native.lengths().astype(np.int64)
@@ -138,7 +138,12 @@ class Build:
         )
         name = f"codec-{uuid.uuid4().hex}.weft"
         path = str(self._directory.path / name)
-        self._write(name, lambda fd: trained.write(fd, path))
+
+        def write(fd: int) -> int:
+            trained.write(fd, path)
+            return trained.checksum
+
+        self._write(name, write)
         codec = _native.Codec.open(path)
         return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, len(rows))
 
@@ -271,7 +276,9 @@ class Build:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         first = 0
         while first < len(lengths):
-            last = int(np.searchsorted(offsets, offsets[first] + np.uint64(BLOCK_TOKENS), "right")) - 1
+            last = (
+                int(np.searchsorted(offsets, offsets[first] + np.uint64(BLOCK_TOKENS), "right")) - 1
+            )
             last = max(last, first + 1)
             begin, end = int(offsets[first]), int(offsets[last])
             yield Rows(rows[begin:end], offsets[first : last + 1] - np.uint64(begin))

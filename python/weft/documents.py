@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts, metadata and places of tokens: one SQLite file per segment, written once.
 
-A long document is stored as several windows with consecutive ordinals. It is known by the ordinal of
-its first window, and that is where its text and metadata are kept, once. Places of tokens are kept per
-window, in code points of the document's whole text.
+A long document is stored as several windows with consecutive ordinals. It is known by the ordinal
+of its first window, and that is where its text and metadata are kept, once. Places of tokens are
+kept per window, in code points of the document's whole text.
 
 The same tables, with the ids, hold what a writer has been given and not committed yet.
 """
@@ -49,7 +49,7 @@ _SYSTEM = (10, 13, 14)  # SQLITE_IOERR, SQLITE_FULL, SQLITE_CANTOPEN: not the fi
 
 @contextlib.contextmanager
 def sqlite_errors(path: Path, *, reading: bool) -> Iterator[None]:
-    """Turn SQLite's errors into ours: a file that we read is damaged, one that we write did not fit."""
+    """Turn SQLite's errors into ours: what we read is damaged, what we write did not fit."""
     try:
         yield
     except sqlite3.Error as error:
@@ -170,8 +170,7 @@ class DocumentStore:
         for doc, count in self._rows("SELECT doc, n_windows FROM document ORDER BY doc"):
             if doc < end or count < 1 or doc + count > n_windows:
                 raise CorruptIndexError(
-                    f"{self._path}: document {doc} has windows {doc}..{doc + count} "
-                    f"of {n_windows}",
+                    f"{self._path}: document {doc} has windows {doc}..{doc + count} of {n_windows}",
                     str(self._path),
                 )
             end = doc + count
@@ -197,7 +196,7 @@ def check_metadata(metadata: object, what: str) -> dict[str, tuple[str, Scalar]]
         check_text(field, f"{what}: metadata field {field!r}")
         value: Any = given.item() if isinstance(given, np.generic) else given
         kind = type(value).__name__
-        if kind not in _TYPES or type(value) is not _TYPES[kind]:
+        if type(value) not in (str, int, float, bool):
             raise InvalidArgumentError(
                 f"{what}: metadata field {field!r} is {type(given).__name__}, "
                 f"expected str, int, float or bool; leave out what is unknown"
@@ -252,8 +251,8 @@ def check_spans(spans: object, n_tokens: int, text: str | None, what: str) -> ND
 def encode_spans(places: NDArray[np.int64]) -> bytes:
     """Pack places: a version byte, then per token two varints of 7 bits a byte, lowest first.
 
-    The first is the distance from the previous start (0 at first), folded so that small negative ones
-    are short too (0, -1, 1, -2 ... -> 0, 1, 2, 3 ...); the second is the length.
+    The first is the distance from the previous start (0 at first), folded so that small negative
+    ones are short too (0, -1, 1, -2 ... -> 0, 1, 2, 3 ...); the second is the length.
     """
     distance = np.diff(places[:, 0], prepend=0)
     folded = np.where(distance >= 0, 2 * distance, -2 * distance - 1)
@@ -263,7 +262,9 @@ def encode_spans(places: NDArray[np.int64]) -> bytes:
     used[:, 0] = True
     more = np.zeros_like(used)
     more[:, :-1] = used[:, 1:]
-    packed = (digits | (more.astype(np.uint64) << np.uint64(7)))[used].astype(np.uint8)
+    packed: NDArray[np.uint8] = (digits | (more.astype(np.uint64) << np.uint64(7)))[used].astype(
+        np.uint8
+    )
     return bytes([SPANS_VERSION]) + packed.tobytes()
 
 

@@ -78,7 +78,7 @@ class Index:
         path: str | os.PathLike[str],
         config: IndexConfig | None = None,
         *,
-        encoder: Any = None,
+        encoder: object = None,
         exist_ok: bool = False,
     ) -> Index:
         """Make an empty index.
@@ -235,8 +235,8 @@ class Index:
         threads
             None: as many as the process may use.
         max_ram
-            Bytes that a build may plan with, or a text like "8GiB". None: half of the memory that is
-            available, at most 3 GiB.
+            Bytes that a build may plan with, or a text like "8GiB". None: half of the memory that
+            is available, at most 3 GiB.
         progress
             Called with (stage, done, total).
 
@@ -350,7 +350,7 @@ class Index:
         """Score exactly these documents; see `Searcher.score`."""
         return self._current().score(query, ids)
 
-    def explain(self, query: object, id: str) -> Alignment:  # noqa: A002
+    def explain(self, query: object, id: str) -> Alignment:
         """Tell why a document has its score; see `Searcher.explain`."""
         return self._current().explain(query, id)
 
@@ -404,7 +404,7 @@ class Index:
                 native.verify()
         if f"{checksum:08x}" != entry.checksum:
             raise CorruptIndexError(
-                f"{path}: header checksum {checksum:08x}, expected {entry.checksum}", str(path)
+                f"{path}: checksum {checksum:08x}, expected {entry.checksum}", str(path)
             )
 
     @staticmethod
@@ -419,7 +419,7 @@ class Index:
             raise CorruptIndexError(f"{path}: checksum {found}, expected {expected}", str(path))
 
 
-def _encoder_info(encoder: Any) -> EncoderInfo | None:
+def _encoder_info(encoder: object) -> EncoderInfo | None:
     info = getattr(encoder, "info", encoder)
     if info is not None and not isinstance(info, EncoderInfo):
         raise InvalidArgumentError(

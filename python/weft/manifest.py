@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest: one small file that says what an index is at one generation.
 
-`manifest-000017.json` is canonical JSON, `{"body": ..., "checksum": "crc32c of the body"}`: keys sorted,
-no spaces, UTF-8. It is read as hostile input: whatever is wrong with it is a `CorruptIndexError` that
-names it, and it can name no file outside the folder.
+`manifest-000017.json` is canonical JSON, `{"body": ..., "checksum": "crc32c of the body"}`: keys
+sorted, no spaces, UTF-8. It is read as hostile input: whatever is wrong with it is a
+`CorruptIndexError` that names it, and it can name no file outside the folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import crc32c
+from weft.checks import FrozenDict
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
@@ -25,7 +26,7 @@ from weft.errors import (
     NotFoundError,
     StorageError,
 )
-from weft.types import EncoderInfo, FrozenDict, IndexConfig, OperatingPoint, SearchParams, defaults
+from weft.types import EncoderInfo, IndexConfig, OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAX_GENERATION = 999_999_999
 _MANIFEST = re.compile(r"manifest-([0-9]{6,9})\.json")
-_FILE = re.compile(r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.multi)\.weft|seg-[0-9a-f]{32}\.docs\.sqlite")
+_FILE = re.compile(
+    r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.multi)\.weft|seg-[0-9a-f]{32}\.docs\.sqlite"
+)
 _OURS = re.compile(r"(manifest|codec|seg|tmp)-.*\.(json|weft|sqlite)|build-[0-9a-f]{32}")
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 
@@ -44,8 +47,8 @@ _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 class FileEntry:
     """Size and checksum of a file.
 
-    The checksum of a .weft file is that of its header and table, which hold those of its arrays; of any
-    other file, that of all its bytes.
+    The checksum of a segment is that of its header and table, which hold those of its arrays; of a
+    codec, that of all it says; of any other file, that of all its bytes.
     """
 
     size: int
@@ -66,7 +69,8 @@ class CodecEntry:
 class SegmentEntry:
     """One segment: its name, what it holds, and whether it has a file of documents.
 
-    `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without tokens.
+    `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without
+    tokens.
     """
 
     name: str
@@ -151,7 +155,7 @@ class Manifest:
             self.tuning is not None and self.n_tokens > self.tuning.n_tokens * defaults.stale_growth
         )
 
-    def next(self, generation: int, **changes: Any) -> Manifest:
+    def next(self, generation: int, **changes: Any) -> Manifest:  # noqa: ANN401
         """Give the manifest of a later generation, naming only files that it uses."""
         made = replace(self, generation=generation, **changes)
         used = {file for segment in made.segments for file in segment.files}
@@ -204,23 +208,25 @@ def parse(data: bytes, name: str) -> Manifest:
     """
     try:
         outer = json.loads(data)
-        body = outer["body"]
-        found = body["format"]
-        if isinstance(found, int) and found > FORMAT:
-            raise IncompatibleIndexError(
-                f"{name}: format {found} was written by a newer weft, "
-                f"this version reads format {FORMAT}; upgrade weft",
-                found,
-                FORMAT,
-            )
+        body, given = outer["body"], outer["checksum"]
+        _require_format(body["format"], name)
         checksum = f"{crc32c(_canonical(body)):08x}"
-        if checksum != outer["checksum"]:
-            raise _corrupt(name, f"checksum {outer['checksum']!r}, expected {checksum!r}")
-        return _parse_body(body)
-    except (CorruptIndexError, IncompatibleIndexError):
-        raise
+        manifest = _parse_body(body) if checksum == given else None
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         raise _corrupt(name, f"{type(error).__name__}: {error}") from error
+    if manifest is None:
+        raise _corrupt(name, f"checksum {given!r}, expected {checksum!r}")
+    return manifest
+
+
+def _require_format(found: object, name: str) -> None:
+    if isinstance(found, int) and found > FORMAT:
+        raise IncompatibleIndexError(
+            f"{name}: format {found} was written by a newer weft, "
+            f"this version reads format {FORMAT}; upgrade weft",
+            found,
+            FORMAT,
+        )
 
 
 def _corrupt(name: str, what: str) -> CorruptIndexError:
@@ -347,8 +353,8 @@ def newest_readable(directory: Directory, candidates: Iterable[int]) -> int | No
 def garbage(directory: Directory) -> list[str]:
     """Give the files of ours that none of the generations to keep names, build folders included.
 
-    While any manifest is damaged, nothing but build folders and temporary files is garbage, since the
-    files of that generation are not known.
+    While any manifest is damaged, nothing but build folders and temporary files is garbage, since
+    the files of that generation are not known.
     """
     present = generations(directory)
     kept = present[-defaults.generations_kept :]
@@ -374,8 +380,8 @@ def publish(directory: Directory, manifest: Manifest) -> None:
     Raises
     ------
     StorageError
-        Either nothing has changed, or only the last step, syncing the folder, failed: then the manifest
-        is there, but may not outlive a power cut.
+        Either nothing has changed, or only the last step, syncing the folder, failed: then the
+        manifest is there, but may not outlive a power cut.
     """
     temporary = f"tmp-{uuid.uuid4().hex}.json"
     try:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weft.checks import check_int
 from weft.errors import InvalidArgumentError
-from weft.types import Plan, check_int, defaults
+from weft.types import Plan, defaults
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ CHILDREN_BY_RULE = 128
 SAMPLE_PER_FINE = 32
 
 # Anonymous bytes of a build (docs/performance.md, "Memory of a build").
-FIXED_BYTES = 96 << 20  # interpreter, numpy, one block of rows being converted, one being encoded
+FIXED_BYTES = 96 << 20  # interpreter, numpy, blocks being converted and encoded
 SAMPLE_EXTRA = 8  # per sampled token beside its row: its cell and its number
 CENTROID_EXTRA = 8  # per centroid beside its row: its bias and its place
 SEGMENT_TOKEN_BYTES = 3 + 8  # codes kept for the lists, and the lists
@@ -81,10 +82,10 @@ def segment_limits(max_ram: int) -> tuple[int, int]:
 def segment_cuts(
     doc_starts: NDArray[np.int64], lengths: NDArray[np.uint32], max_ram: int
 ) -> list[tuple[int, int]]:
-    """Cut documents into segments: ranges [first, last) of windows, in order, each within the limits.
+    """Cut documents into segments within the limits: ranges [first, last) of windows, in order.
 
-    `doc_starts`: first window of each document, and the number of windows at the end; `lengths`: tokens
-    of each window.
+    `doc_starts`: first window of each document, and the number of windows at the end; `lengths`:
+    tokens of each window.
     """
     tokens_until = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[doc_starts]
     windows_until = doc_starts
@@ -178,7 +179,7 @@ def bytes_per_token(config: IndexConfig, docs_per_segment: float) -> float:
 
 
 def parse_ram(max_ram: int | str | None) -> int:
-    """Give `max_ram` in bytes; a text may have a unit, powers of 1,024 or, without the i, of 1,000."""
+    """Give `max_ram` in bytes; a text may have a unit: powers of 1,024, without the i 1,000."""
     if max_ram is None:
         return max(MIN_RAM, min(available_memory() // 2, defaults.max_ram))
     if isinstance(max_ram, str):

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weft import _native
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
+from weft.checks import check_fraction, check_int
 from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
 from weft.spool import WINDOW_MARK
@@ -22,8 +24,6 @@ from weft.types import (
     Match,
     OperatingPoint,
     SearchParams,
-    check_fraction,
-    check_int,
     defaults,
 )
 
@@ -103,7 +103,7 @@ class Snapshot:
         expected = self.manifest.files[name].checksum
         if f"{checksum:08x}" != expected:
             raise CorruptIndexError(
-                f"{path}: header checksum {checksum:08x}, expected {expected}; "
+                f"{path}: checksum {checksum:08x}, expected {expected}; "
                 f"restore the file or rebuild the index",
                 path,
             )
@@ -149,7 +149,9 @@ class Searcher:
         self._n_matching = self._manifest.n_docs - self._manifest.n_empty
         self._has_windows = self._manifest.n_docs != self._n_windows
         self._native = _native.Searcher(
-            [segment.native for segment in snapshot.segments], snapshot.codec, check_threads(threads)
+            [segment.native for segment in snapshot.segments],
+            snapshot.codec,
+            check_threads(threads),
         )
 
     @property
@@ -183,16 +185,16 @@ class Searcher:
         k
             How many documents; all that match, if there are fewer.
         recall
-            Use the operating point that was tuned for this recall@k; 1.0 scores every document. None
-            means 0.95.
+            Use the operating point that was tuned for this recall@k; 1.0 scores every document.
+            None means 0.95.
         params
             Set every stage by hand instead; with `recall` an error.
 
         Raises
         ------
         InvalidArgumentError
-            An empty query, another dim, a row that is not finite or all zero; k, recall or params that
-            cannot be.
+            An empty query, another dim, a row that is not finite or all zero; k, recall or params
+            that cannot be.
         """
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
@@ -221,7 +223,7 @@ class Searcher:
         values = found.packed(dim).astype(np.float32, copy=False)
         rows = [
             query_rows(values[first:last], dim, f"query {i}")
-            for i, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for i, (first, last) in enumerate(pairwise(bounds.tolist()))
         ]
         k = check_int("k", k, 1)
         point = self._operating_point(k, recall, params)
@@ -229,7 +231,7 @@ class Searcher:
             return tuple(self._search(row, k, point) for row in rows)
         n = self._first_n(k)
         answers = self._native.search_batch(
-            np.ascontiguousarray(values), found.offsets, n, _native_params(point.params, n)
+            np.ascontiguousarray(values), found.offsets, n, native_params(point.params, n)
         )
         return tuple(
             self._search(row, k, point, first=answer)
@@ -237,10 +239,10 @@ class Searcher:
         )
 
     def exact_search(self, query: object, k: int = defaults.k) -> Hits:
-        """Score every document from the best form that is stored of it, and give the k best.
+        """Score every document from the best form that is stored of it; give the k best.
 
-        That is the rows themselves in a small index and with `rerank="f16"`, else the codes with what
-        `rerank` adds to them.
+        That is the rows themselves in a small index and with `rerank="f16"`, else the codes with
+        what `rerank` adds to them.
         """
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
@@ -253,7 +255,7 @@ class Searcher:
 
         Returns
         -------
-        float32 `[len(ids)]`, read-only, in the order of `ids`; minus infinity for an empty document.
+        float32 `[len(ids)]`, read-only, in the order of `ids`; minus infinity for an empty one.
 
         Raises
         ------
@@ -277,7 +279,7 @@ class Searcher:
         scores.flags.writeable = False
         return scores
 
-    def explain(self, query: object, id: str) -> Alignment:  # noqa: A002
+    def explain(self, query: object, id: str) -> Alignment:
         """Tell why a document has its score: for each query token, the document token that won.
 
         Places in the text are given where the document was added with them.
@@ -350,14 +352,14 @@ class Searcher:
             if recall is not None:
                 raise InvalidArgumentError("recall and params: expected one of them, found both")
             if not isinstance(params, SearchParams):
-                raise InvalidArgumentError(
-                    f"params={params!r}: expected weft.SearchParams or None"
-                )
+                raise InvalidArgumentError(f"params={params!r}: expected weft.SearchParams or None")
             params.check(min(k, max(self._n_windows, 1)))
             return OperatingPoint(k, None, None, None, params)
         target = defaults.recall if recall is None else check_fraction("recall", recall, zero=False)
         if self._snapshot.codec is None:  # the rows themselves are scored
-            return OperatingPoint(k, target, 1.0, True, SearchParams(exhaustive=True, nrerank=0))
+            return OperatingPoint(
+                k, target, 1.0, reached=True, params=SearchParams(exhaustive=True, nrerank=0)
+            )
         points = [p for p in self._manifest.operating_points if p.k >= k]
         points = [p for p in points if p.target is not None and p.target >= target]
         if points:
@@ -384,7 +386,7 @@ class Searcher:
         path = "exhaustive"
         n = self._first_n(k)
         while self._n_windows > 0:
-            found = first or self._native.search(rows, n, _native_params(point.params, n))
+            found = first or self._native.search(rows, n, native_params(point.params, n))
             first = None
             for stage, value in found.timings_ms.items():
                 timings[stage] = timings.get(stage, 0.0) + value
@@ -410,7 +412,7 @@ def exhaustive_params(k: int) -> SearchParams:
     return SearchParams(exhaustive=True, nrerank=10 * k)
 
 
-def best_windows(found: Any, *, grouped: bool) -> list[Hit]:
+def best_windows(found: _native.Found, *, grouped: bool) -> list[Hit]:
     """Give one hit per document, from its best window; best first, equal scores by id."""
     scores = found.scores.tolist()
     if not grouped:
@@ -425,7 +427,8 @@ def best_windows(found: Any, *, grouped: bool) -> list[Hit]:
     return sorted(best.values(), key=lambda hit: (-hit.score, hit.id.encode()))
 
 
-def _native_params(params: SearchParams, n: int) -> _native.SearchParams:
+def native_params(params: SearchParams, n: int) -> _native.SearchParams:
+    """Give the parameters as the engine takes them, wide enough for n documents."""
     wide = params.widened(n)
     limit = 2**32 - 1
     return _native.SearchParams(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a writer has been given and not committed yet: a `build-*` folder inside the index.
 
-Rows are appended to one file as float16 and read back mapped; ids, texts, metadata and places of tokens
-go to one SQLite file. So memory does not grow with what is added, but for 4 bytes a document. Whatever
-fails half-way is taken back by `rewind`.
+Rows are appended to one file as float16 and read back mapped; ids, texts, metadata and places of
+tokens go to one SQLite file. So memory does not grow with what is added, but for 4 bytes a
+document. Whatever fails half-way is taken back by `rewind`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents whose form has been checked; `lengths` has one entry per window, the rest one per
-    document but for `spans`.
+    """Documents whose form has been checked.
+
+    `lengths` and `spans` have one entry per window, the rest one per document.
     """
 
     ids: Sequence[str]
@@ -143,7 +144,7 @@ class Spool:
         """
         with self.all_or_nothing():
             for block in blocks:
-                self._directory.write(self._fd, memoryview(block.view(np.uint8).ravel()), self._rows)
+                self._directory.write(self._fd, block.tobytes(), self._rows)
             with sqlite_errors(self._path, reading=False):
                 self._connection.execute("BEGIN")
                 self._insert(batch)
@@ -180,7 +181,7 @@ class Spool:
         """Map all rows, `[n_tokens, dim]`."""
         if self.n_tokens == 0:
             return np.empty((0, self._dim), np.float16)
-        return np.memmap(  # type: ignore[no-any-return]
+        return np.memmap(
             self._directory.path / self._rows, np.float16, "r", shape=(self.n_tokens, self._dim)
         )
 
@@ -232,7 +233,7 @@ class Spool:
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the files and remove the folder; what cannot be removed is left to the next writer."""
+        """Close the files and remove the folder; what cannot go, stays for the next writer."""
         if self._fd < 0:
             return
         os.close(self._fd)

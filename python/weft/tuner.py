@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operating points: the least work that reaches a recall, found on sample queries.
 
-Each sample query is answered exactly and by the search itself; recall@k is the share of the exact top k
-that the search returns. From the widest search, one parameter after another is lowered a step: always the
-one that saves the most work among those that stay above the aim. Work is counted, not timed, so the same
-index and queries give the same points on any machine.
+Each sample query is answered exactly and by the search itself; recall@k is the share of the exact
+top k that the search returns. From the widest search all parameters are lowered together, a step at
+a time, as long as the recall stays above the aim; then one after another, always the one that
+leaves the least work. Work is counted, not timed, so the same index and queries give the same
+points on any machine.
 
-The aim lies half-way between the target and 1. The sample is small and the cheapest passing parameters are
-picked on it, so their measured recall is too good on average; and other queries are harder than passages of
-the collection itself.
+The aim lies half-way between the target and what the widest search reaches. The sample is small and
+the cheapest passing parameters are picked on it, so their measured recall is too good on average;
+and other queries are harder than passages of the collection itself. Where pruning misses the aim,
+every document is scored instead; where even that misses the target, the point says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from weft import _native
-from weft.searcher import exhaustive_params
+from weft.searcher import exhaustive_params, native_params
 from weft.types import OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
@@ -37,14 +39,14 @@ LADDERS = {
 RERANK_LADDER = (1, 2, 4)  # times k
 REFINE_MOST = 80  # times k
 MIN_TOKENS, MAX_TOKENS = 8, 32  # of a sampled query
-LARGEST_K_SHARE = 5  # k is tuned where there are this many times as many windows
+LARGEST_K_SHARE = 20  # k is tuned where there are this many times as many windows
 
 # Nanoseconds on one core, for 32 query tokens of 128 dims (docs/performance.md, "Cost model").
 POSTING_COST, INTERACT_COST, REFINE_COST, RERANK_COST, CENTROID_COST = 2.0, 3.0, 25.0, 60.0, 22.0
 
 
 class Rows(NamedTuple):
-    """Some consecutive windows: float16 rows, and where each window begins among them."""
+    """Some consecutive windows: their float16 rows, and where each begins among them."""
 
     values: NDArray[np.float16]
     offsets: NDArray[np.uint64]
@@ -52,7 +54,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class TuningQueries:
-    """Query rows, where each query begins, and the window (number in the index) it was taken from."""
+    """Query rows, where each query begins, and the window it was taken from, if it was."""
 
     values: NDArray[np.float32]
     offsets: NDArray[np.uint64]
@@ -64,7 +66,7 @@ class TuningQueries:
 
 
 def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[tuple[int, int, int]]:
-    """Choose windows and neighbouring tokens of them as queries: (window, first token, last + 1)."""
+    """Choose windows and neighbouring tokens of them: (window, first token, last + 1)."""
     random = np.random.default_rng(seed)
     usable = np.flatnonzero(lengths >= min(MIN_TOKENS, lengths.max(initial=0)))
     usable = usable[lengths[usable] > 0]
@@ -85,7 +87,7 @@ class _Measure:
 
 
 class Tuner:
-    """Finds the operating points of one snapshot; windows are numbered through its segments in order."""
+    """Finds the operating points of one snapshot, whose windows are numbered in order."""
 
     def __init__(
         self,
@@ -104,7 +106,9 @@ class Tuner:
         self._tokens_per_window = n_tokens / max(self._n_windows, 1)
         self._queries = queries
         self._reranks = reranks
-        self._extra = 0 if queries.sources is None else 1  # the source itself is found, and left out
+        self._extra = (
+            0 if queries.sources is None else 1
+        )  # the source itself is found, and left out
         self._relevant: list[list[int]] = []
         self._scores: list[NDArray[np.float32]] = []
 
@@ -148,29 +152,32 @@ class Tuner:
                 measured[params] = self._measure(k, params)
             return measured[params]
 
-        def point(target: float, params: SearchParams) -> OperatingPoint:
-            at = measure(params)
-            return OperatingPoint(
+        everything, current = exhaustive_params(k), self._widest(k)
+        ceiling = max(measure(everything).recall, measure(current).recall)
+        found = {1.0: everything}
+        for target in sorted(defaults.targets, reverse=True):
+            aim = target + max(ceiling - target, 0.0) / 2
+            if measure(current).recall < aim:
+                found[target] = everything
+                continue
+            lowered = self._with(k, current, *LADDERS)
+            while lowered != current and measure(lowered).recall >= aim:
+                current, lowered = lowered, self._with(k, lowered, *LADDERS)
+            while passing := [p for p in self._lowered(k, current) if measure(p).recall >= aim]:
+                current = min(passing, key=lambda p: measure(p).cost)
+            found[target] = current
+        return [
+            OperatingPoint(
                 k=k,
                 target=target,
-                measured=at.recall,
-                reached=at.recall >= target,
+                measured=measure(params).recall,
+                reached=measure(params).recall >= target,
                 params=params,
                 tuned_on=tuned_on,
-                cost_ms=round(at.cost / 1e6, 4),
+                cost_ms=round(measure(params).cost / 1e6, 4),
             )
-
-        current = self._widest(k)
-        found = []
-        for target in sorted(defaults.targets, reverse=True):
-            aim = target + (1.0 - target) / 2
-            while True:
-                passing = [p for p in self._lowered(k, current) if measure(p).recall >= aim]
-                if not passing:
-                    break
-                current = min(passing, key=lambda p: measure(p).cost)
-            found.append(point(target, current))
-        return [*reversed(found), point(1.0, exhaustive_params(k))]
+            for target, params in sorted(found.items())
+        ]
 
     def _ladder(self, name: str, k: int) -> tuple[int, ...]:
         """Give the values of a parameter that can matter for k, ascending."""
@@ -193,41 +200,39 @@ class Tuner:
             nrerank=self._ladder("nrerank", k)[-1],
         )
 
+    def _below(self, name: str, k: int, value: int) -> int:
+        """Give the next smaller value of a parameter, or the smallest."""
+        ladder = self._ladder(name, k)
+        return max((step for step in ladder if step < value), default=ladder[0])
+
+    def _with(self, k: int, params: SearchParams, *names: str) -> SearchParams:
+        """Give the parameters with these lowered a step; unchanged where they would not do."""
+        lower: dict[str, Any] = {
+            name: self._below(name, k, getattr(params, name)) for name in names
+        }
+        made = replace(params, **lower)
+        return made if made.ncandidates >= made.nrefine >= made.nrerank else params
+
     def _lowered(self, k: int, params: SearchParams) -> list[SearchParams]:
         """Give the parameters that do one step less of one thing."""
-        lower = []
-        for name in (*LADDERS, "nrerank"):
-            below = [value for value in self._ladder(name, k) if value < getattr(params, name)]
-            if below:
-                made = replace(params, **{name: below[-1]})
-                if made.ncandidates >= made.nrefine >= made.nrerank:
-                    lower.append(made)
-        return lower
+        lower = (self._with(k, params, name) for name in (*LADDERS, "nrerank"))
+        return [made for made in lower if made != params]
 
     def _measure(self, k: int, params: SearchParams) -> _Measure:
         n = k + self._extra
-        wide = params.widened(n)
         queries = self._queries
         answers = self._searcher.search_batch(
             queries.values,
             queries.offsets,
             n,
-            _native.SearchParams(
-                nprobe=wide.nprobe,
-                budget=wide.budget,
-                ncandidates=wide.ncandidates,
-                nrefine=wide.nrefine,
-                nrerank=wide.nrerank,
-                exhaustive=wide.exhaustive,
-                floor=wide.floor,
-            ),
+            native_params(params, n),
         )
         recalls = [self._recall(k, i, answer) for i, answer in enumerate(answers)]
-        costs = [self._cost(i, wide, answer) for i, answer in enumerate(answers)]
+        costs = [self._cost(i, params, answer) for i, answer in enumerate(answers)]
         return _Measure(float(np.mean(recalls)), float(np.mean(costs)))
 
     def _recall(self, k: int, number: int, answer: _native.Found) -> float:
-        """Share of the exact top k that was found; whatever ties with the last of them counts too."""
+        """Share of the exact top k that was found; what ties with the last of them counts."""
         scores, relevant = self._scores[number], self._relevant[number]
         wanted = min(k, len(scores))
         if wanted == 0:
@@ -243,11 +248,11 @@ class Tuner:
         counts, length = answer.counts, self._tokens_per_window
         scored = length * (counts["refined"] * REFINE_COST + counts["reranked"] * RERANK_COST)
         if answer.path == "exhaustive":
-            return scored
+            return float(scored)
         coarse, fine = self._codec.n_coarse, self._codec.n_fine
         n_tokens = int(self._queries.offsets[number + 1] - self._queries.offsets[number])
         opened = min(coarse, n_tokens * params.nprobe)
-        return (
+        return float(
             (coarse + opened * fine / coarse) * CENTROID_COST
             + counts["postings"] * POSTING_COST
             + counts["candidates"] * length * INTERACT_COST

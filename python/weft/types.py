@@ -7,15 +7,15 @@ All of them are immutable: a frozen dataclass, or a sequence or dictionary that 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
+from weft.checks import FrozenDict, check_fraction, check_int
 from weft.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -59,62 +59,6 @@ class Defaults:
 defaults = Defaults()
 
 
-class FrozenDict(dict[str, Any]):
-    """A dictionary that cannot be changed; values given as lists are kept as tuples.
-
-    Examples
-    --------
-    >>> from weft.types import FrozenDict
-    >>> FrozenDict({"year": 2024})["year"]
-    2024
-    """
-
-    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
-        super().__init__({name: _freeze(value) for name, value in dict(items).items()})
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("this dictionary cannot be changed; copy it with dict()")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild through `__init__`, since items cannot be set one by one."""
-        return FrozenDict, (dict(self),)
-
-
-def _freeze(value: object) -> object:
-    if isinstance(value, Mapping):
-        return FrozenDict(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(_freeze(item) for item in value)
-    return value
-
-
-def check_int(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Give `value` as an int between `low` and `high`, or refuse it by name."""
-    expected = f"an integer >= {low}" if high is None else f"an integer in {low}..{high}"
-    try:
-        number = None if isinstance(value, bool) else value.__index__()  # type: ignore[attr-defined]
-    except AttributeError:
-        number = None
-    if number is None or number < low or (high is not None and number > high):
-        raise InvalidArgumentError(f"{name}={value!r}: expected {expected}")
-    return int(number)
-
-
-def check_fraction(name: str, value: object, *, zero: bool) -> float:
-    """Give `value` as a float in (0, 1], or [0, 1] where `zero`, or refuse it by name."""
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (0.0 <= number <= 1.0) or (number == 0.0 and not zero):
-        interval = "[0, 1]" if zero else "(0, 1]"
-        raise InvalidArgumentError(f"{name}={value!r}: expected a number in {interval}")
-    return number
-
-
 @dataclass(frozen=True)
 class IndexConfig:
     """What an index is made of; fixed when it is created.
@@ -126,11 +70,12 @@ class IndexConfig:
     nbits
         Bits a dimension of a code: 1, 2, 4 or 8. 4 loses little and is small.
     rerank
-        What the best documents are scored from at the end: "plane", a second 4-bit code for what the
-        first left over (nbits 4 only); "f16", the rows themselves; None, the codes alone. "auto" is
-        "plane" with nbits 4, else None.
+        What the best documents are scored from at the end: "plane", a second 4-bit code for what
+        the first left over (nbits 4 only); "f16", the rows themselves; None, the codes alone.
+        "auto" is "plane" with nbits 4, else None.
     n_coarse, n_fine
-        Centroids of the two levels. None: the square root, and a hundredth, of the number of tokens.
+        Centroids of the two levels. None: the square root, and a hundredth, of the number of
+        tokens.
     kmeans_iterations
         Rounds of clustering.
     seed
@@ -205,8 +150,8 @@ class SearchParams:
     exhaustive
         Score every document instead of probing.
     floor
-        Share of the score of the last list read that a query token is given in a document which none
-        of its lists names.
+        Share of the score of the last list read that a query token is given in a document which
+        none of its lists names.
 
     Examples
     --------
@@ -309,9 +254,9 @@ class OperatingPoint:
 class Match:
     """One query token and the document token that it matches best.
 
-    `query_token` and `token` count from 0 in the query and in the passage. `start` and `end` are code
-    points of the document's text, None where no places were stored. `text` is the query token's
-    text, where a `Retriever` made the query.
+    `query_token` and `token` count from 0 in the query and in the passage. `start` and `end` are
+    code points of the document's text, None where no places were stored. `text` is the query
+    token's text, where a `Retriever` made the query.
     """
 
     query_token: int
@@ -467,8 +412,8 @@ class EncoderInfo:
 class TokenEmbeddings:
     """What an encoder makes of a text, or of one window of it.
 
-    `values`: float32 `[n, dim]`, unit rows. `spans`: uint32 `[n, 2]`, start and end of each token in
-    code points of the whole text; None where the encoder cannot tell.
+    `values`: float32 `[n, dim]`, unit rows. `spans`: uint32 `[n, 2]`, start and end of each token
+    in code points of the whole text; None where the encoder cannot tell.
     """
 
     values: NDArray[np.float32]

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adding to an index: check, spool, and commit one new generation.
 
-A commit writes new files under names of their own, syncs them and the folder, and publishes a manifest;
-that is the one step that counts. Whatever fails before it leaves the previous generation as it was, and
-what has been added stays in the spool, so that the commit can be tried again.
+A commit writes new files under names of their own, syncs them and the folder, and publishes a
+manifest; that is the one step that counts. Whatever fails before it leaves the previous generation
+as it was, and what has been added stays in the spool, so that the commit can be tried again.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weft.arrays import Embeddings, check_threads, normalized, query_rows, ragged
 from weft.builder import Build
+from weft.checks import check_int
 from weft.documents import check_metadata, check_spans, check_text, encode_spans
 from weft.errors import (
     DeviceError,
@@ -37,7 +39,7 @@ from weft.planning import parse_ram
 from weft.searcher import Snapshot
 from weft.spool import WINDOW_MARK, Batch, Mark, Spool
 from weft.tuner import TuningQueries
-from weft.types import Scalar, check_int, defaults
+from weft.types import Scalar, defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,22 +155,22 @@ class Writer:
         ids
             One per document: 1 to 1,024 bytes of UTF-8 without U+0000 and U+001F, not in the index.
         embeddings
-            One `(n_tokens, dim)` array per document; or packed `(values, offsets)`; or padded 3-D with
-            `lengths`. numpy, torch or anything with DLPack, any float type, host memory. Rows are
-            scaled to unit length and kept as float16. A document may have no rows: it is counted and
-            never found.
+            One `(n_tokens, dim)` array per document; or packed `(values, offsets)`; or padded 3-D
+            with `lengths`. numpy, torch or anything with DLPack, any float type, host memory. Rows
+            are scaled to unit length and kept as float16. A document may have no rows: it is
+            counted and never found.
         texts
             One per document, or None for those without.
         metadata
             One dictionary per document: field -> str, int, float or bool.
         spans
-            One per embedding array: integers `(n_tokens, 2)`, start and end of each token in code points
-            of the document's text; or None.
+            One per embedding array: integers `(n_tokens, 2)`, start and end of each token in code
+            points of the document's text; or None.
         lengths
             Rows that count in each document of a padded array.
         parents
-            For long documents in several windows: for each embedding array, the position in `ids` of its
-            document, in ascending order. A document is found by its best window.
+            For long documents in several windows: for each embedding array, the position in `ids`
+            of its document, in ascending order. A document is found by its best window.
 
         Raises
         ------
@@ -203,9 +205,12 @@ class Writer:
                 check_text(text, f"document {doc_id!r}: text")
         checked_metadata = [
             {} if given is None else check_metadata(given, f"document {doc_id!r}")
-            for doc_id, given in zip(ids, _per_document("metadata", metadata, len(ids)), strict=True)
+            for doc_id, given in zip(
+                ids, _per_document("metadata", metadata, len(ids)), strict=True
+            )
         ]
-        token_counts = np.diff(found.offsets.astype(np.int64))
+        bounds = found.offsets.astype(np.int64)
+        token_counts = bounds[1:] - bounds[:-1]
         places = [
             None
             if given is None
@@ -268,8 +273,7 @@ class Writer:
             if len(found) == 0:
                 raise InvalidArgumentError("queries: found none, expected at least one, or None")
             values = np.ascontiguousarray(found.packed(dim), np.float32)
-            bounds = found.offsets.tolist()
-            for i, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            for i, (first, last) in enumerate(pairwise(found.offsets.tolist())):
                 query_rows(values[first:last], dim, f"query {i}")
             self._queries = TuningQueries(values, found.offsets, None)
         else:
@@ -284,8 +288,8 @@ class Writer:
         Raises
         ------
         StorageError
-            The disk is full, or the like: the index is as it was, what was added is kept, and `commit`
-            may be called again.
+            The disk is full, or the like: the index is as it was, what was added is kept, and
+            `commit` may be called again.
         """
         spool = self._open_spool()
         if spool.n_docs == 0 and not (self._tune_asked and self._snapshot.codec is not None):
@@ -338,7 +342,7 @@ class Writer:
         self._open_spool().rewind(EMPTY)
 
     def _clean(self) -> None:
-        """Remove what dead writers and old generations left; a failure is left to the next writer."""
+        """Remove what dead writers and old generations left; what cannot go, stays for the next."""
         for name in garbage(self._directory):
             if self._spool is not None and name == self._spool.name:
                 continue
@@ -400,7 +404,9 @@ def _per_document(name: str, given: Sequence[Any] | None, n: int) -> list[Any]:
     if given is None:
         return [None] * n
     if isinstance(given, (str, bytes, Mapping)):
-        raise InvalidArgumentError(f"{name}: found {type(given).__name__}, expected a sequence of {n}")
+        raise InvalidArgumentError(
+            f"{name}: found {type(given).__name__}, expected a sequence of {n}"
+        )
     found = list(given)
     if len(found) != n:
         raise InvalidArgumentError(f"{name}: found {len(found)} of them, expected {n}")
