@@ -320,10 +320,13 @@ def test_quantize_row_of_zeros(isa: str) -> None:
 
 
 @each_isa
-def test_quantize_row_takes_the_first_of_equal_factors(isa: str) -> None:
-    row = np.full((1, 32), 0.5, np.float32)  # one level away from the middle at every factor
-    levels, _ = kernels.quantize_row(isa, row, np.array([1.0, 0.5, 0.25], np.float32), 1)
-    np.testing.assert_array_equal(levels, 1)
+@pytest.mark.parametrize(("factors", "level"), [([1.0, 2.0], 15), ([2.0, 1.0], 11)])
+def test_quantize_row_takes_the_first_of_equal_factors(
+    isa: str, factors: list[float], level: int
+) -> None:
+    row = np.full((1, 32), 0.5, np.float32)  # every step reconstructs it exactly
+    levels, _ = kernels.quantize_row(isa, row, np.array(factors, np.float32), 15)
+    np.testing.assert_array_equal(levels, level)
 
 
 HARD_FLOATS = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3.4e38, -3.4e38, 0.5, 1.5, 2.5]
