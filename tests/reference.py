@@ -365,7 +365,8 @@ def score_document(
 # ---- Codec ---------------------------------------------------------------------------------------
 # Tokens and centroids of the tree are int8 rows; arrays carry the names they have in a codec file.
 
-PLANE_MIDDLE = 135
+PLANE_RATIO = 12
+PLANE_MIDDLE = 15 * PLANE_RATIO + 15
 
 
 def token_scale(padded_dim: int) -> np.float32:
@@ -436,7 +437,7 @@ def nearest_child(
 def plane_positions(residual: np.ndarray, step: float, levels: np.ndarray) -> np.ndarray:
     """What the first plane left over, in levels of the second before rounding."""
     left = residual - step * (levels.astype(np.float64) - 7.5)
-    return np.clip(left / (step / 8) + 7.5, 0, 15)
+    return np.clip(left / (step / PLANE_RATIO) + 7.5, 0, 15)
 
 
 def direction(
@@ -455,8 +456,8 @@ def reconstruct(
     levels = unpack_levels(encoded["codes"], dim, nbits).astype(int)
     middle, fineness, multipliers = 2**nbits - 1, 1, encoded["multipliers"]
     if "plane" in encoded:
-        levels = 8 * levels + unpack_levels(encoded["plane"], dim, 4)
-        middle, fineness, multipliers = PLANE_MIDDLE, 8, encoded["plane_multipliers"]
+        levels = PLANE_RATIO * levels + unpack_levels(encoded["plane"], dim, 4)
+        middle, fineness, multipliers = PLANE_MIDDLE, PLANE_RATIO, encoded["plane_multipliers"]
     rows = []
     for t in range(len(levels)):
         step = float(encoded["steps"][t]) / fineness

@@ -156,16 +156,19 @@ void Segment::read_rows(uint32_t doc, float* out) const {
   if (!has_codes()) {
     return;  // a segment of empty documents
   }
+  codec_->decode(encoded(first, n), out);
+}
+
+EncodedView Segment::encoded(size_t first, size_t n) const noexcept {
   const size_t padded = codec_->padded_dim();
-  codec_->decode({.n = n,
-                  .parents = parents_.data() + first,
-                  .steps = steps_.data() + first,
-                  .multipliers = multipliers_.data() + first,
-                  .codes = codes_.data() + first * padded * codec_->nbits() / 8,
-                  .plane = plane_.empty() ? nullptr : plane_.data() + first * padded / 2,
-                  .plane_multipliers =
-                      plane_.empty() ? nullptr : plane_multipliers_.data() + first},
-                 out);
+  const bool plane = !plane_.empty();
+  return {.n = n,
+          .parents = parents_.data() + first,
+          .steps = steps_.data() + first,
+          .multipliers = multipliers_.data() + first,
+          .codes = codes_.data() + first * padded * codec_->nbits() / 8,
+          .plane = plane ? plane_.data() + first * padded / 2 : nullptr,
+          .plane_multipliers = plane ? plane_multipliers_.data() + first : nullptr};
 }
 
 void Segment::verify() const {

@@ -74,6 +74,9 @@ class Segment {
   std::span<const uint8_t> plane() const noexcept { return plane_; }
   std::span<const uint8_t> plane_multipliers() const noexcept { return plane_multipliers_; }
 
+  /// The codes of tokens [first, first + n), for Codec::decode.
+  EncodedView encoded(size_t first, size_t n) const noexcept;
+
   /// out[length(doc)][dim]: the document's rows from the best form stored, rotated back.
   void read_rows(uint32_t doc, float* out) const;
 

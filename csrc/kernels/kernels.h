@@ -52,7 +52,7 @@ struct CodeBlock {
   uint32_t n_cells;
   const float* base_scale;  ///< [n]: factor of the base score
   const float* code_scale;  ///< [n]: factor of the doubled residual dot
-  int32_t middle;           ///< twice the middle level: 2^nbits - 1, or what the plane codes use
+  int32_t middle;           ///< twice the middle level: 2^nbits - 1
   unsigned nbits;           ///< 1, 2, 4 or 8
   size_t n;
 };

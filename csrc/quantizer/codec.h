@@ -9,9 +9,12 @@
 // 0.75 + u / 512: makes the reconstruction unit length, so that what quantisation
 //        takes from a token's length does not become an error of its scores
 //
-// A second plane (nbits 4 only) codes what the first left over with step / 8 in 16 levels:
+// A second plane (nbits 4 only) codes what the first left over with step / 12 in 16 levels:
 //
-//   x = m' * (c + step / 8 * (8 * upper + lower - 135 / 2))
+//   x = m' * (c + step / 12 * (12 * upper + lower - 195 / 2))
+//
+// so both read as one code of 196 levels, and the planes overlap: an element beyond the outermost level of
+// the first is still reached by the second. With a plane the step is a tenth wider than its optimum alone.
 //
 // The step is rounded to f16 before anything that depends on it is computed. For the tree a token
 // is int8 on one grid for all tokens: 127 is four standard deviations of a rotated unit row's
@@ -146,6 +149,10 @@ class Codec {
   /// Blocks of some thousand tokens keep everything in cache. plane: also the second plane; needs
   /// nbits 4.
   void encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& out) const;
+
+  /// out[n][padded_dim]: the reconstructions in rotated space. Parents beyond n_coarse are read as the
+  /// last cell.
+  void decode_rotated(const EncodedView& tokens, float* out) const;
 
   /// out[n][dim]: the reconstructions, rotated back. Parents beyond n_coarse are read as the last
   /// cell.

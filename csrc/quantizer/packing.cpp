@@ -75,9 +75,9 @@ void merge_planes(const uint8_t* upper, const uint8_t* lower, size_t dim, uint8_
   for (size_t d = 0; d < dim; d += 8, upper += 4, lower += 4) {
     const uint32_t u = load_word(upper);
     const uint32_t l = load_word(lower);
-    // 8 * 15 + 15 = 135 fits a byte: nothing carries into the neighbour.
-    store_word(out + d, ((u & kLow) << 3) + (l & kLow));
-    store_word(out + d + 4, ((u >> 4 & kLow) << 3) + (l >> 4 & kLow));
+    // 12 * 15 + 15 = 195 fits a byte: nothing carries into the neighbour.
+    store_word(out + d, (u & kLow) * kPlaneRatio + (l & kLow));
+    store_word(out + d + 4, (u >> 4 & kLow) * kPlaneRatio + (l >> 4 & kLow));
   }
 }
 

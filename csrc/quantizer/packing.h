@@ -17,10 +17,10 @@ void unpack(const uint8_t* codes, size_t dim, unsigned nbits, uint8_t* levels);
 
 /// The second plane has a step kPlaneRatio times smaller; merged levels are ratio * upper + lower,
 /// at most kPlaneMiddle = twice their middle.
-inline constexpr int kPlaneRatio = 8;
+inline constexpr int kPlaneRatio = 12;
 inline constexpr int kPlaneMiddle = 15 * kPlaneRatio + 15;
 
-/// One level of 0..135 per dimension, 8 * upper + lower, of two packed planes of 4 bits.
+/// One level of 0..195 per dimension, 12 * upper + lower, of two packed planes of 4 bits.
 void merge_planes(const uint8_t* upper, const uint8_t* lower, size_t dim, uint8_t* out);
 
 }  // namespace weft

@@ -32,6 +32,7 @@ PreparedQuery::PreparedQuery(MatrixView<const float> rows, const Codec* codec)
       widest = std::max(widest, std::fabs(out[d]));
     }
   }
+  rotated_exact = FloatTileBuffer({turned.data(), n_tokens, padded, padded});
   scale = widest / 127.0f;
   AlignedBuffer<int8_t> bytes(n_tokens * padded);
   for (size_t i = 0; i < n_tokens; ++i) {

@@ -6,14 +6,13 @@
 #include <limits>
 
 #include "kernels/dispatch.h"
-#include "quantizer/packing.h"
 
 namespace weft {
 
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr size_t kTokensAtOnce = 512;  // a long document is scored in pieces of this many tokens
+constexpr size_t kTokensAtOnce = 128;  // documents are scored in pieces of this many tokens
 /// interact ranks by kTableShare * (sum of table maxima) + kGainShare * gathered gain.
 constexpr uint32_t kTableShare = 10;
 constexpr uint32_t kGainShare = 3;
@@ -48,63 +47,61 @@ void interact(std::span<const std::shared_ptr<const Segment>> segments, const Co
 void DocumentScorer::lane_maxima(const Segment& segment, uint64_t first, size_t count,
                                  Scorer scorer, ScoreScratch& scratch) const {
   const kernels::Kernels& kernel = kernels::active();
-  const size_t dim = segment.dim();
-  if (scratch.base_scale.size() == 0) {
-    scratch.base_scale.resize(kTokensAtOnce);
-    scratch.code_scale.resize(kTokensAtOnce);
-  }
+  const Codec* codec = segment.codec();
   const size_t lanes = query_.exact.view().lanes();
   if (scratch.best.size() < lanes) {
     scratch.best.resize(lanes);
   }
   std::fill_n(scratch.best.data(), lanes, kNothing);
-  const size_t row_floats = kTokensAtOnce * dim;
-  if (scorer == Scorer::rows && scratch.rows.size() < row_floats) {
-    scratch.rows.resize(row_floats);
-  }
   for (size_t done = 0; done < count; done += kTokensAtOnce) {
     const size_t n = std::min(kTokensAtOnce, count - done);
     const size_t at = static_cast<size_t>(first) + done;
-    if (scorer == Scorer::rows) {
-      kernel.half_to_float(segment.rows().data() + at * dim, n * dim, scratch.rows.data());
-      kernel.maxsim_rows(query_.exact.view(), scratch.rows.data(), dim, n, scratch.best.data());
+    if (scorer == Scorer::codes) {
+      score_codes(kernel, segment, at, n, scratch);
       continue;
     }
-    const Codec& codec = *segment.codec();
-    const size_t padded = codec.padded_dim();
+    // Few documents get here, and every digit counts: f32 rows and the f32 query.
     const bool plane = scorer == Scorer::plane;
-    // score = m * (base + step * (level - middle / 2)); the kernel's dot is doubled.
-    const float code_unit = 0.5f * query_.scale * (plane ? 1.0f / static_cast<float>(kPlaneRatio) : 1.0f);
-    const uint8_t* multipliers =
-        (plane ? segment.plane_multipliers() : segment.multipliers()).data() + at;
-    kernel.half_to_float(segment.steps().data() + at, n, scratch.code_scale.data());
-    for (size_t t = 0; t < n; ++t) {
-      const float multiplier = multiplier_of(multipliers[t]);
-      scratch.base_scale[t] = multiplier * probe_.base_unit;
-      scratch.code_scale[t] *= multiplier * code_unit;
+    const size_t width = plane ? codec->padded_dim() : segment.dim();
+    if (scratch.rows.size() < kTokensAtOnce * width) {
+      scratch.rows.resize(kTokensAtOnce * width);
     }
-    const size_t code_bytes = padded * codec.nbits() / 8;
-    kernels::CodeBlock block{.codes = segment.codes().data() + at * code_bytes,
-                             .parents = segment.parents().data() + at,
-                             .base = probe_.base.data(),
-                             .n_cells = codec.n_coarse(),
-                             .base_scale = scratch.base_scale.data(),
-                             .code_scale = scratch.code_scale.data(),
-                             .middle = (1 << codec.nbits()) - 1,
-                             .nbits = codec.nbits(),
-                             .n = n};
     if (plane) {
-      if (scratch.merged.size() < kTokensAtOnce * padded) {
-        scratch.merged.resize(kTokensAtOnce * padded);
-      }
-      merge_planes(block.codes, segment.plane().data() + at * padded / 2, n * padded,
-                   scratch.merged.data());
-      block.codes = scratch.merged.data();
-      block.middle = kPlaneMiddle;
-      block.nbits = 8;
+      codec->decode_rotated(segment.encoded(at, n), scratch.rows.data());
+    } else {
+      kernel.half_to_float(segment.rows().data() + at * width, n * width, scratch.rows.data());
     }
-    kernel.score_codes(query_.rotated.view(), block, scratch.best.data());
+    kernel.maxsim_rows((plane ? query_.rotated_exact : query_.exact).view(), scratch.rows.data(),
+                       width, n, scratch.best.data());
   }
+}
+
+void DocumentScorer::score_codes(const kernels::Kernels& kernel, const Segment& segment, size_t at,
+                                 size_t n, ScoreScratch& scratch) const {
+  if (scratch.base_scale.size() == 0) {
+    scratch.base_scale.resize(kTokensAtOnce);
+    scratch.code_scale.resize(kTokensAtOnce);
+  }
+  // score = m * (base + step * (level - middle / 2)); the kernel's dot is doubled.
+  const Codec& codec = *segment.codec();
+  const float code_unit = 0.5f * query_.scale;
+  kernel.half_to_float(segment.steps().data() + at, n, scratch.code_scale.data());
+  for (size_t t = 0; t < n; ++t) {
+    const float multiplier = multiplier_of(segment.multipliers()[at + t]);
+    scratch.base_scale[t] = multiplier * probe_.base_unit;
+    scratch.code_scale[t] *= multiplier * code_unit;
+  }
+  kernel.score_codes(query_.rotated.view(),
+                     {.codes = segment.codes().data() + at * codec.padded_dim() * codec.nbits() / 8,
+                      .parents = segment.parents().data() + at,
+                      .base = probe_.base.data(),
+                      .n_cells = codec.n_coarse(),
+                      .base_scale = scratch.base_scale.data(),
+                      .code_scale = scratch.code_scale.data(),
+                      .middle = (1 << codec.nbits()) - 1,
+                      .nbits = codec.nbits(),
+                      .n = n},
+                     scratch.best.data());
 }
 
 float DocumentScorer::score(const Segment& segment, uint32_t doc, Scorer scorer,

@@ -23,7 +23,6 @@ Scorer best_scorer(const Segment& segment) noexcept;
 /// Buffers of one document's scoring, reused.
 struct ScoreScratch {
   AlignedBuffer<float> best, base_scale, code_scale, rows;
-  AlignedBuffer<uint8_t> merged;
 };
 
 /// Approximate MaxSim of candidates from the u8 scores of fine centroids (of the parent where its cell
@@ -49,6 +48,8 @@ class DocumentScorer {
  private:
   /// Fills scratch.best with the lane maxima over tokens [first, first + count) of the segment.
   void lane_maxima(const Segment& segment, uint64_t first, size_t count, Scorer scorer,
+                   ScoreScratch& scratch) const;
+  void score_codes(const kernels::Kernels& kernel, const Segment& segment, size_t at, size_t n,
                    ScoreScratch& scratch) const;
 
   const PreparedQuery& query_;

@@ -153,15 +153,16 @@ def test_exhaustive_ranking_is_that_of_the_stored_form(tmp_path: Path, rerank: s
                 if rerank == "f16":
                     expected[s, d] = reference.maxsim(query, doc.astype(np.float64))
                     continue
-                levels = reference.unpack_levels(a["codes"][span], 64, 4)
-                steps, multipliers, middle = a["steps"][span], a["multipliers"][span], 15
+                fields = {name: values[span] for name, values in a.items() if len(values) == len(a["codes"])}
                 if rerank == "plane":
-                    lower = reference.unpack_levels(a["plane"][span], 64, 4)
-                    levels = 8 * levels.astype(np.int64) + lower
-                    steps = steps.astype(np.float64) / 8
-                    multipliers, middle = a["plane_multipliers"][span], 135
+                    rows_of_doc = reference.reconstruct(built.codec_arrays, fields, 4)
+                    rotated = _native._quantizer.rotate(query, built.codec.seed)
+                    expected[s, d] = reference.maxsim(rotated, rows_of_doc)
+                    continue
+                levels = reference.unpack_levels(a["codes"][span], 64, 4)
                 expected[s, d] = reference.score_document(
-                    rows, scale, scores, a["parents"][span], steps, multipliers, levels, middle
+                    rows, scale, scores, a["parents"][span], a["steps"][span],
+                    a["multipliers"][span], levels, 15,
                 )
         every = len(expected)
         found = built.searcher.search(query, every, params(exhaustive=True, nrerank=10_000))
