@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -125,16 +126,27 @@ void test_coverage() {
   CHECK(last == SIZE_MAX);
 }
 
-/// Both participants must be inside at once for the call to end.
-void test_really_parallel() {
-  std::atomic<int> inside{0};
-  parallel_for(2, 2, [&](size_t, size_t, size_t) {
-    ++inside;
-    while (inside < 2) {
-      std::this_thread::yield();
-    }
-  });
-  CHECK(inside == 2);
+/// All participants must be inside at once for the first call to end; the second, smaller one comes
+/// while the workers are still on their way out of the first.
+void test_participants() {
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<size_t> inside{0};
+    std::atomic<unsigned> workers{0};
+    parallel_for(5, 5, [&](size_t, size_t, size_t worker) {
+      workers |= 1U << worker;
+      ++inside;
+      while (inside < 5) {
+        std::this_thread::yield();
+      }
+    });
+    CHECK(workers == 0x1f);
+    std::atomic<bool> good{true};
+    parallel_for(20, 2, [&](size_t, size_t, size_t worker) {
+      good = good && worker < 2;
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    });
+    CHECK(good);
+  }
 }
 
 void test_nested() {
@@ -180,6 +192,25 @@ void test_exceptions() {
     CHECK(thrown && blocks <= 101 + threads);
     CHECK(covers(50, threads, 2));  // the pool is none the worse for it
   }
+  // the others stop at their next block
+  constexpr size_t kMany = 100'000'000;
+  std::atomic<bool> about_to_throw{false};
+  std::atomic<size_t> blocks{0};
+  CHECK_ERROR(corrupt, parallel_for(kMany, 2, [&](size_t, size_t, size_t worker) {
+                if (worker == 0) {
+                  while (blocks == 0) {
+                    std::this_thread::yield();
+                  }
+                  about_to_throw = true;
+                  throw Error(ErrorCode::corrupt, "from the caller");
+                }
+                ++blocks;
+                while (!about_to_throw) {
+                  std::this_thread::yield();
+                }
+              }));
+  CHECK(blocks < kMany - 1);
+
   std::atomic<bool> worker_inside{false};  // thrown by a worker while the caller is inside a block
   CHECK_ERROR(corrupt, parallel_for(2, 2, [&](size_t, size_t, size_t worker) {
                 if (worker == 1) {
@@ -263,7 +294,7 @@ int main() {
   test_default_threads();  // first: it needs a process that has not looked yet
   test_cgroup();
   test_coverage();
-  test_really_parallel();
+  test_participants();
   test_nested();
   test_concurrent_callers();
   test_exceptions();
