@@ -186,12 +186,8 @@ py::array_t<int8_t> run_kmeans(const py::object& rows, size_t n_clusters, unsign
   const auto values = matrix<int8_t>(rows, "rows", "int8");
   AlignedBuffer<int8_t> copy(values.rows * values.cols);
   std::copy_n(values.data, copy.size(), copy.data());
-  std::vector<uint32_t> numbers(values.rows);
-  for (size_t i = 0; i < values.rows; ++i) {
-    numbers[i] = static_cast<uint32_t>(i);
-  }
   const AlignedBuffer<int8_t> centroids = kmeans(
-      kernels::active(), {copy.data(), values.rows, values.cols}, numbers,
+      kernels::active(), {copy.data(), values.rows, values.cols},
       {.n_clusters = n_clusters, .iterations = iterations, .seed = seed, .threads = threads});
   py::array_t<int8_t> out({n_clusters, values.cols});
   std::copy_n(centroids.data(), centroids.size(), out.mutable_data());

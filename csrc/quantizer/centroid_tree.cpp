@@ -91,27 +91,27 @@ TreeArrays CentroidTree::train(ByteRows sample, const TreeParams& params,
   TreeArrays out;
   out.dim = dim;
 
-  std::vector<uint32_t> all(sample.n);
-  std::iota(all.begin(), all.end(), 0u);
-  std::vector<uint32_t> some;
+  std::vector<uint32_t> drawn;
   AscendingDraw draw(sample.n, std::min(sample.n, kTokensPerCentroid * params.n_coarse),
                      Random(params.seed, 1));
-  some.reserve(draw.left());
   while (draw.left() > 0) {
-    some.push_back(static_cast<uint32_t>(draw.next()));
+    drawn.push_back(static_cast<uint32_t>(draw.next()));
   }
-  StageProgress coarse(progress, "coarse", params.iterations * some.size() + sample.n);
+  StageProgress coarse(progress, "coarse", params.iterations * drawn.size() + sample.n);
   const Tick coarse_tick = [&](uint64_t rows) { coarse.add(rows); };
-  out.coarse = kmeans(kernel, sample, some,
-                      {.n_clusters = params.n_coarse,
-                       .iterations = params.iterations,
-                       .seed = params.seed,
-                       .stream = 2,
-                       .threads = params.threads},
-                      coarse_tick);
-  const Clusters cells =
-      cluster_rows(sample, all, NearestCentroids(kernel, {out.coarse.data(), params.n_coarse, dim}),
-                   params.threads, coarse_tick);
+  {
+    const bool everything = drawn.size() == sample.n;
+    const auto part = everything ? AlignedBuffer<int8_t>() : gather_rows(sample, drawn);
+    out.coarse = kmeans(kernel, everything ? sample : ByteRows{part.data(), drawn.size(), dim},
+                        {.n_clusters = params.n_coarse,
+                         .iterations = params.iterations,
+                         .seed = params.seed,
+                         .stream = 2,
+                         .threads = params.threads},
+                        coarse_tick);
+  }
+  const NearestCentroids nearest(kernel, {out.coarse.data(), params.n_coarse, dim});
+  const Clusters cells = cluster_rows(sample, nearest, params.threads, coarse_tick);
 
   std::vector<double> weights(cells.size());
   parallel_for(
@@ -145,12 +145,14 @@ TreeArrays CentroidTree::train(ByteRows sample, const TreeParams& params,
             std::copy_n(out.coarse.data() + cell * dim, dim, children);
             continue;
           }
-          const AlignedBuffer<int8_t> means = kmeans(kernel, sample, cells[cell],
-                                                     {.n_clusters = counts[cell],
-                                                      .iterations = params.iterations,
-                                                      .seed = params.seed,
-                                                      .stream = 3 + cell,
-                                                      .threads = 1});
+          const AlignedBuffer<int8_t> tokens = gather_rows(sample, cells[cell]);
+          const AlignedBuffer<int8_t> means =
+              kmeans(kernel, {tokens.data(), cells[cell].size(), dim},
+                     {.n_clusters = counts[cell],
+                      .iterations = params.iterations,
+                      .seed = params.seed,
+                      .stream = 3 + cell,
+                      .threads = 1});
           std::copy_n(means.data(), counts[cell] * dim, children);
           done += cells[cell].size();
         }
@@ -167,12 +169,8 @@ void CentroidTree::assign(const kernels::Kernels& kernel, ByteRows tokens, uint1
     uint32_t place = 0;
   };
   const size_t n_cells = std::min(kCellsSearched, nearest_.size());
-  std::vector<const int8_t*> pointers(tokens.n);
-  for (size_t i = 0; i < tokens.n; ++i) {
-    pointers[i] = tokens.row(i);
-  }
   std::vector<BestFour> cells(tokens.n);
-  nearest_.find(pointers, cells.data());
+  nearest_.find(tokens, cells.data());
 
   // Cell by cell: then the children, most of a codec, are read once for all tokens and in order.
   std::vector<uint32_t> ends(nearest_.size() + 1);

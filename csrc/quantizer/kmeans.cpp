@@ -39,12 +39,14 @@ int32_t squared_length(const int8_t* row, size_t dim) {
   return sum;
 }
 
+/// The mean, halves rounded away from zero.
 void round_mean(ByteRows rows, std::span<const uint32_t> numbers, int8_t* mean) {
   std::vector<int64_t> sums(rows.dim);
   add_rows(rows, numbers, sums);
+  const auto n = static_cast<double>(numbers.size());
   for (size_t d = 0; d < rows.dim; ++d) {
-    mean[d] = static_cast<int8_t>(
-        std::lround(static_cast<double>(sums[d]) / static_cast<double>(numbers.size())));
+    const double value = static_cast<double>(sums[d]) / n;
+    mean[d] = static_cast<int8_t>(static_cast<int>(value + (value < 0.0 ? -0.5 : 0.5)));
   }
 }
 
@@ -112,9 +114,9 @@ uint64_t AscendingDraw::next() {
   return at_++;
 }
 
-Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
-                      const NearestCentroids& centroids, size_t threads, const Tick& tick) {
-  std::vector<uint16_t> labels(numbers.size());
+Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads,
+                      const Tick& tick) {
+  std::vector<uint16_t> labels(rows.n);
   std::atomic<uint64_t> done = 0;
   uint64_t told = 0;
   const auto tell = [&] {
@@ -126,14 +128,10 @@ Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
     return false;
   };
   parallel_for(
-      numbers.size(), threads,
+      rows.n, threads,
       [&](size_t begin, size_t end, size_t) {
-        std::vector<const int8_t*> pointers(end - begin);
         std::vector<BestFour> best(end - begin);
-        for (size_t i = begin; i < end; ++i) {
-          pointers[i - begin] = rows.row(numbers[i]);
-        }
-        centroids.find(pointers, best.data());
+        centroids.find({rows.row(begin), end - begin, rows.dim}, best.data());
         for (size_t i = begin; i < end; ++i) {
           labels[i] = static_cast<uint16_t>(best[i - begin][0]);
         }
@@ -151,9 +149,17 @@ Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
     out.starts[c + 1] += out.starts[c];
   }
   std::vector<size_t> next(out.starts.begin(), out.starts.end() - 1);
-  out.members.resize(numbers.size());
+  out.members.resize(rows.n);
+  for (size_t i = 0; i < rows.n; ++i) {
+    out.members[next[labels[i]]++] = static_cast<uint32_t>(i);
+  }
+  return out;
+}
+
+AlignedBuffer<int8_t> gather_rows(ByteRows rows, std::span<const uint32_t> numbers) {
+  AlignedBuffer<int8_t> out(numbers.size() * rows.dim);
   for (size_t i = 0; i < numbers.size(); ++i) {
-    out.members[next[labels[i]]++] = numbers[i];
+    std::copy_n(rows.row(numbers[i]), rows.dim, out.data() + i * rows.dim);
   }
   return out;
 }
@@ -177,16 +183,15 @@ double scatter(ByteRows rows, std::span<const uint32_t> numbers) {
 }
 
 AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
-                             std::span<const uint32_t> numbers, const KMeansParams& params,
-                             const Tick& tick) {
+                             const KMeansParams& params, const Tick& tick) {
   AlignedBuffer<int8_t> centroids(params.n_clusters * rows.dim);
-  AscendingDraw draw(numbers.size(), params.n_clusters, Random(params.seed, params.stream));
+  AscendingDraw draw(rows.n, params.n_clusters, Random(params.seed, params.stream));
   for (size_t c = 0; c < params.n_clusters; ++c) {
-    std::copy_n(rows.row(numbers[draw.next()]), rows.dim, centroids.data() + c * rows.dim);
+    std::copy_n(rows.row(draw.next()), rows.dim, centroids.data() + c * rows.dim);
   }
   for (unsigned round = 0; round < params.iterations; ++round) {
     const NearestCentroids nearest(kernel, {centroids.data(), params.n_clusters, rows.dim});
-    const Clusters clusters = cluster_rows(rows, numbers, nearest, params.threads, tick);
+    const Clusters clusters = cluster_rows(rows, nearest, params.threads, tick);
     parallel_for(
         params.n_clusters, params.threads,
         [&](size_t begin, size_t end, size_t) {

@@ -52,9 +52,12 @@ struct Clusters {
 /// Told on the calling thread how many rows were done since the last call; may throw to cancel.
 using Tick = std::function<void(uint64_t rows)>;
 
-/// Every row to its nearest centroid. `numbers`: the rows to take, ascending.
-Clusters cluster_rows(ByteRows rows, std::span<const uint32_t> numbers,
-                      const NearestCentroids& centroids, size_t threads, const Tick& tick = {});
+/// Every row to its nearest centroid.
+Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads,
+                      const Tick& tick = {});
+
+/// Copies rows so that they lie together: what is read many times is read in order.
+AlignedBuffer<int8_t> gather_rows(ByteRows rows, std::span<const uint32_t> numbers);
 
 /// Sum of the squared distances between rows and their mean.
 double scatter(ByteRows rows, std::span<const uint32_t> numbers);
@@ -71,7 +74,6 @@ struct KMeansParams {
 /// replacement. After each round an empty cluster takes the row farthest from the mean of a cluster
 /// with large scatter, each such cluster giving one.
 AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
-                             std::span<const uint32_t> numbers, const KMeansParams& params,
-                             const Tick& tick = {});
+                             const KMeansParams& params, const Tick& tick = {});
 
 }  // namespace weft

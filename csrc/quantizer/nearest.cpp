@@ -46,10 +46,10 @@ NearestCentroids::NearestCentroids(const kernels::Kernels& kernel, ByteRows cent
         static_cast<size_t>(std::sqrt(static_cast<double>(centroids.n))) * 2 / kQuarters;
     const size_t n_groups = quarter * kQuarters;
     const AlignedBuffer<int8_t> means =
-        kmeans(kernel, centroids, numbers_, {.n_clusters = n_groups, .iterations = 6});
+        kmeans(kernel, centroids, {.n_clusters = n_groups, .iterations = 6});
     const ByteRows mean_rows{means.data(), n_groups, dim_};
     const NearestCentroids groups(kernel, mean_rows);
-    Clusters clusters = cluster_rows(centroids, numbers_, groups, 1);
+    Clusters clusters = cluster_rows(centroids, groups, 1);
     numbers_ = std::move(clusters.members);
     starts_ = std::move(clusters.starts);
     for (size_t first = 0; first < n_groups; first += quarter) {
@@ -66,41 +66,54 @@ NearestCentroids::NearestCentroids(const kernels::Kernels& kernel, ByteRows cent
   shift_ = static_cast<unsigned>(std::bit_width(static_cast<uint32_t>(reach) >> 15));
 }
 
-/// Compares rows[which[i]] with the centroids begin..end-1 of rows_.
-void NearestCentroids::compare(size_t begin, size_t end, std::span<const int8_t* const> rows,
-                               std::span<const uint32_t> which, Keys* keys,
-                               ByteTileBuffer& tile) const {
+/// Rows on the way through find().
+struct NearestCentroids::Block {
+  ByteRows rows;
+  std::vector<int32_t> sums;
+  std::vector<Keys> keys;
+  ByteTileBuffer tile;
+};
+
+/// Compares the rows `which` with the centroids begin..end-1 of rows_.
+void NearestCentroids::compare(size_t begin, size_t end, std::span<const uint32_t> which,
+                               Block& block) const {
   alignas(64) int32_t lane_keys[4 * kTileRows];
   for (size_t first = 0; first < which.size(); first += kTileRows) {
     const auto part = which.subspan(first, std::min(kTileRows, which.size() - first));
-    tile.resize(part.size(), dim_);
-    const size_t lanes = tile.view().lanes();
+    block.tile.resize(part.size(), dim_);
+    const kernels::ByteTile tile = block.tile.view();
+    const size_t lanes = tile.lanes();
     std::fill_n(lane_keys, 4 * lanes, INT32_MIN);
     for (size_t i = 0; i < part.size(); ++i) {
-      tile.set_row(i, rows[part[i]]);
+      block.tile.set_row(i, block.rows.row(part[i]), block.sums[part[i]]);
       for (size_t place = 0; place < 4; ++place) {
-        lane_keys[place * lanes + i] = keys[part[i]][place];
+        lane_keys[place * lanes + i] = block.keys[part[i]][place];
       }
     }
-    kernel_->nearest(tile.view(), rows_.data() + begin * dim_, bias_.data() + begin, end - begin,
+    kernel_->nearest(tile, rows_.data() + begin * dim_, bias_.data() + begin, end - begin,
                      static_cast<uint32_t>(begin), shift_, lane_keys);
     for (size_t i = 0; i < part.size(); ++i) {
       for (size_t place = 0; place < 4; ++place) {
-        keys[part[i]][place] = lane_keys[place * lanes + i];
+        block.keys[part[i]][place] = lane_keys[place * lanes + i];
       }
     }
   }
 }
 
-void NearestCentroids::find(std::span<const int8_t* const> rows, BestFour* best) const {
-  const size_t n = rows.size();
+void NearestCentroids::find(ByteRows rows, BestFour* best) const {
+  const size_t n = rows.n;
   const size_t n_groups = starts_.size() - 1;
-  ByteTileBuffer tile;
-  std::vector<Keys> keys(n, {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN});
+  Block block{rows,
+              std::vector<int32_t>(n),
+              std::vector<Keys>(n, {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN}),
+              {}};
+  AlignedBuffer<int8_t> ones(dim_);
+  std::fill_n(ones.data(), dim_, int8_t{1});
+  kernel_->row_dots(ones.data(), rows.data, n, dim_, block.sums.data());
   if (quarters_.empty()) {
     std::vector<uint32_t> all(n);
     std::iota(all.begin(), all.end(), 0u);
-    compare(0, size(), rows, all, keys.data(), tile);
+    compare(0, size(), all, block);
   } else {
     // Rows by group, so that a group's centroids meet full tiles.
     std::vector<BestFour> groups(kQuarters * n);
@@ -124,15 +137,15 @@ void NearestCentroids::find(std::span<const int8_t* const> rows, BestFour* best)
     }
     size_t begin = 0;
     for (size_t group = 0; group < n_groups; ++group) {
-      compare(starts_[group], starts_[group + 1], rows,
-              std::span(members).subspan(begin, ends[group] - begin), keys.data(), tile);
+      compare(starts_[group], starts_[group + 1],
+              std::span(members).subspan(begin, ends[group] - begin), block);
       begin = ends[group];
     }
   }
   const size_t n_places = std::min<size_t>(4, size());
   for (size_t i = 0; i < n; ++i) {
     for (size_t place = 0; place < n_places; ++place) {
-      best[i][place] = numbers_[0xffffu - (static_cast<uint32_t>(keys[i][place]) & 0xffffu)];
+      best[i][place] = numbers_[0xffffu - (static_cast<uint32_t>(block.keys[i][place]) & 0xffffu)];
     }
   }
 }

@@ -46,15 +46,15 @@ class NearestCentroids {
   /// Length of the longest centroid, in its grid steps.
   double longest() const noexcept { return longest_; }
 
-  /// best[i] for the row rows[i], by dot + bias cut to int16; equal values go to an arbitrary but
+  /// best[i] for row i, by dot + bias cut to int16; equal values go to an arbitrary but
   /// fixed one. Fewer than four centroids leave the rest of an entry untouched. What a row gets does
   /// not depend on its neighbours, but thousands at once are faster.
-  void find(std::span<const int8_t* const> rows, BestFour* best) const;
+  void find(ByteRows rows, BestFour* best) const;
 
  private:
   using Keys = std::array<int32_t, 4>;  ///< as the kernel makes them
-  void compare(size_t begin, size_t end, std::span<const int8_t* const> rows,
-               std::span<const uint32_t> which, Keys* keys, ByteTileBuffer& tile) const;
+  struct Block;
+  void compare(size_t begin, size_t end, std::span<const uint32_t> which, Block& block) const;
 
   const kernels::Kernels* kernel_;
   size_t dim_;

@@ -29,13 +29,17 @@ void ByteTileBuffer::resize(size_t n, size_t dim) {
 }
 
 void ByteTileBuffer::set_row(size_t lane, const int8_t* row) {
-  int8_t* out = data_.data() + (lane / kLanes * dim_ * kLanes) + lane % kLanes * 4;
   int32_t sum = 0;
-  for (size_t d = 0; d < dim_; d += 4, out += 4 * kLanes) {
-    std::memcpy(out, row + d, 4);
-  }
   for (size_t d = 0; d < dim_; ++d) {
     sum += row[d];
+  }
+  set_row(lane, row, sum);
+}
+
+void ByteTileBuffer::set_row(size_t lane, const int8_t* row, int32_t sum) {
+  int8_t* out = data_.data() + (lane / kLanes * dim_ * kLanes) + lane % kLanes * 4;
+  for (size_t d = 0; d < dim_; d += 4, out += 4 * kLanes) {
+    std::memcpy(out, row + d, 4);
   }
   sums_[lane] = sum;
 }

@@ -19,8 +19,9 @@ class ByteTileBuffer {
 
   /// Makes room for n rows, all zero; memory is reused where it is large enough.
   void resize(size_t n, size_t dim);
-  /// Copies row[dim] into one lane.
+  /// Copies row[dim] into one lane. `sum`: of its elements, where the caller knows it.
   void set_row(size_t lane, const int8_t* row);
+  void set_row(size_t lane, const int8_t* row, int32_t sum);
 
   /// Borrowed from this buffer until it is resized or moved.
   kernels::ByteTile view() const { return {data_.data(), sums_.data(), groups_, dim_}; }
