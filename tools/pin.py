@@ -8,18 +8,19 @@ resolve on any package index.
 """
 
 import sys
-import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_TOOLS = ["cmake", "ninja"]  # scikit-build-core asks for them where the machine has none
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 HEADER = f"""\
-# Exact versions for Python {sys.version_info.major}.{sys.version_info.minor}, written by tools/pin.py.
+# Exact versions for Python {PYTHON}, written by tools/pin.py.
 # Users need none of this: the ranges are in pyproject.toml.
 """
 

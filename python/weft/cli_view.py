@@ -7,6 +7,7 @@ terminals only; elsewhere a long stage writes a plain line every ten seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -47,9 +48,11 @@ from weft.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from weft.types import Hit, Match
+    from _typeshed import DataclassInstance
+
+    from weft.types import Progress as Report
 
 SCHEMA = 1
 EXIT_INTERNAL = 1
@@ -70,10 +73,8 @@ EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
     (MissingExtraError, 8, "missing_extra"),
 ]
 
-SNIPPET_CHARACTERS = 240
 PLAIN_LINE_SECONDS = 10.0
-BAR_EIGHTHS = " ▏▎▍▌▋▊▉"
-STRONG, WEAK = 0.8, 0.6  # of the best similarity: how a match is shown
+PLAIN_WIDTH = 10_000
 
 
 def count(value: float) -> str:
@@ -95,7 +96,43 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return (
+        f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    )
+
+
+def as_json(value: DataclassInstance) -> dict[str, Any]:
+    """Give a dataclass as JSON values."""
+    return dataclasses.asdict(value)
+
+
+def pairs(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
+    """Lay out names and values in two columns."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def console(stream: TextIO) -> Console:
+    """Give a console for a stream; lines are wrapped on terminals only."""
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
+
+
+def show(target: Console, renderable: object) -> None:
+    """Print something; off a terminal without the spaces that fill up its lines."""
+    if isinstance(renderable, str):  # never markup: it may hold what a user or a document wrote
+        renderable = Text(renderable)
+    if target.is_terminal:
+        target.print(renderable)
+        return
+    with target.capture() as captured:
+        target.print(renderable)
+    lines = captured.get().removesuffix("\n").split("\n")
+    target.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 class RateColumn(ProgressColumn):
@@ -122,32 +159,45 @@ class View:
         False leaves out progress, and keeps notes and warnings.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, progress: bool = True) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, progress: bool = True
+    ) -> None:
         self.as_json = as_json
         self.quiet = quiet
         self.show_progress = progress and not quiet
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.out = console(sys.stdout)
+        self.err = console(sys.stderr)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger = logging.getLogger("weft")
         logger.handlers = [handler]
         logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
-    def note(self, text: str | Text) -> None:
+    def note(self, text: object = "") -> None:
         """Say what is being done, on standard error."""
         if not self.quiet:
-            self.err.print(text)
+            show(self.err, text)
 
-    def print(self, renderable: Any = "") -> None:
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Say what one waits for, on a terminal and only as long as one waits."""
+        if self.show_progress and self.err.is_terminal:
+            with self.err.status(text):
+                yield
+        else:
+            yield
+
+    def print(self, renderable: object = "") -> None:
         """Show a part of the result; with JSON nothing, since that is one object."""
         if not self.as_json:
-            self.out.print(renderable)
+            show(self.out, renderable)
 
     def result(self, document: dict[str, Any]) -> None:
         """Print the result as JSON, if that was asked for."""
         if self.as_json:
-            self.out.file.write(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=False) + "\n")
+            self.out.file.write(
+                json.dumps({"schema": SCHEMA, **document}, ensure_ascii=False) + "\n"
+            )
 
     def error(self, code: str, message: str, hint: str | None = None) -> None:
         """Show one error: a line with its hint, or one JSON object."""
@@ -184,11 +234,13 @@ class View:
             raise
         except Exception as error:
             self.err.file.write(traceback.format_exc())
-            self.error("internal", f"{type(error).__name__}: {error}", "this is a bug of weft: report it")
+            self.error(
+                "internal", f"{type(error).__name__}: {error}", "this is a bug of weft: report it"
+            )
             raise typer.Exit(EXIT_INTERNAL) from error
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
+    def progress(self) -> Iterator[Report | None]:
         """Give a callable that takes (stage, done, total) and shows it, or None when silent."""
         if not self.show_progress:
             yield None
@@ -201,7 +253,9 @@ class View:
                 TextColumn("[dim]{task.fields[memory]}"),
             )
             with Progress(*columns, console=self.err) as bars:
-                yield _Bars(bars)
+                shown = _Bars(bars)
+                yield shown
+                shown.finish()
         else:
             lines = _Lines(self.err)
             yield lines
@@ -217,14 +271,21 @@ class _Bars:
         self._current: str | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._current and self._current is not None:
-            self._settle(self._current)
-        self._current = stage
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, memory="")
+        if stage != self._current:
+            if self._current is not None:
+                self._settle(self._current)
+            if stage in self._tasks:  # once more, for the next segment
+                self._bars.reset(self._tasks[stage])
+            else:
+                self._tasks[stage] = self._bars.add_task(stage, total=total or None, memory="")
+            self._current = stage
         self._bars.update(
             self._tasks[stage], completed=done, total=total or None, memory=anonymous_memory()
         )
+
+    def finish(self) -> None:
+        if self._current is not None:
+            self._settle(self._current)
 
     def _settle(self, stage: str) -> None:
         task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
@@ -233,7 +294,7 @@ class _Bars:
 
 
 class _Lines:
-    """Progress without a terminal: a line at the start and end of a stage, and every ten seconds."""
+    """Progress without a terminal: a line for each stage, and one every ten seconds."""
 
     def __init__(self, err: Console) -> None:
         self._err = err

