@@ -198,7 +198,7 @@ class Job:
                 raise InvalidArgumentError(
                     "--queries: expected an encoder, but the source has none"
                 )
-            self._build_embeddings(path, threads, progress)
+            self._build_embeddings(path, self.source, threads, progress)
             return
         if self.encoder is None:
             raise InvalidArgumentError(
@@ -216,11 +216,17 @@ class Job:
             progress=progress,
         )
 
-    def _build_embeddings(self, path: Path, threads: int | None, progress: Progress | None) -> None:
+    def _build_embeddings(
+        self,
+        path: Path,
+        source: sources.EmbeddingSource,
+        threads: int | None,
+        progress: Progress | None,
+    ) -> None:
         index = Index.create(path, self.config)
         done = 0
         with index.writer(threads=threads, max_ram=self.max_ram, progress=progress) as writer:
-            for ids, embeddings in self.source:
+            for ids, embeddings in source:
                 writer.add(ids, embeddings)
                 done += len(ids)
                 if progress is not None:

@@ -95,7 +95,8 @@ def show_summary(hits: Hits) -> Text:
 
 def matched_words(hit: Hit) -> dict[tuple[int, int], float]:
     """Give the words of the text that won for some query token, each with its best similarity."""
-    text, words = hit.text or "", {}
+    text = hit.text or ""
+    words: dict[tuple[int, int], float] = {}
     for match in hit.matches or ():
         if match.start is None or match.end is None or match.start >= match.end:
             continue
