@@ -40,11 +40,17 @@ def bert(seed=0):
     import torch
     from transformers import BertConfig, BertModel
 
+    torch.set_num_threads(1)  # threads would wait for each other longer than such models run
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=N_HIDDEN, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=48, max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(VOCABULARY),
+        hidden_size=N_HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
     return BertModel(config).eval()
 
 
