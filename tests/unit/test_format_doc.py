@@ -288,7 +288,9 @@ def decode(arrays, trained, nbits):
     factors, residual = "multipliers", step * (level - (2**nbits - 1) / 2)
     if "plane" in arrays:
         factors = "plane_multipliers"
-        residual = step / 8 * (8 * level + levels(arrays["plane"], 4) - 135 / 2)
+        found = re.search(r"step / (\d+) \* \((\d+) \* level \+ plane level - (\d+) / 2\)", PAGE)
+        finer, ratio, middle = map(int, found.groups())
+        residual = step / finer * (ratio * level + levels(arrays["plane"], 4) - middle / 2)
     return (0.75 + arrays[factors] / 512)[:, None] * (centroids + residual)
 
 
