@@ -397,7 +397,7 @@ class EncoderInfo:
     fingerprint: str
     query_length: int | None = None
     document_length: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=FrozenDict)
+    settings: Mapping[str, Any] = field(default_factory=FrozenDict, repr=False)
 
     def __post_init__(self) -> None:
         """Keep the settings from being changed."""

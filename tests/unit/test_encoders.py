@@ -145,6 +145,8 @@ def test_no_projection_where_none_is_needed(models):
     encoder = encoders.load(models["bare"], device="cpu")
     assert encoder.info.dim == 32
     assert encoder.fitted
+    with pytest.raises(InvalidArgumentError, match=r"dim=33: the model .* has 32"):
+        encoders.load(models["bare"], device="cpu", dim=33)
     np.testing.assert_allclose(
         encoder.encode_queries(["the key"])[0].values,
         plain_rows(models["bare"], "the key"),

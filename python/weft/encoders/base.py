@@ -66,7 +66,7 @@ def load(
     dtype: str = "float32",
     query_length: int | None = None,
     document_length: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     info: EncoderInfo | None = None,
     download: bool = True,
 ) -> Encoder:
@@ -88,7 +88,8 @@ def load(
     query_length, document_length
         Most tokens of a query and of a window. None means the checkpoint's.
     batch_tokens
-        Most tokens, with padding, in one run of the model.
+        Most tokens, with padding, in one run of the model. None means 4,096 on a CPU, where longer
+        batches leave its caches, and 65,536 elsewhere.
     info
         What an index stores about its encoder: lengths and projection are taken from it.
     download

@@ -77,6 +77,11 @@ class TokenEncoder(WindowedEncoder):
         self._model.eval().to(self.device)
         self._pad = tokenizer.pad_token_id or 0
         self._n_hidden = int(self._model.config.hidden_size)
+        if (options.dim or 0) > self._n_hidden:
+            raise InvalidArgumentError(
+                f"dim={options.dim}: the model {checkpoint.name} has {self._n_hidden}; "
+                f"expected at most that"
+            )
         self._dim = min(options.dim or (info.dim if info else IndexConfig.dim), self._n_hidden)
         self._projection: NDArray[np.float32] | None = None
         text = info.settings.get("projection") if info else None

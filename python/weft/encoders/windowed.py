@@ -37,7 +37,7 @@ class Options:
     dtype: str
     query_length: int | None
     document_length: int | None
-    batch_tokens: int
+    batch_tokens: int | None
 
     def torch_device(self) -> torch.device:
         """Give the device, chosen now if it is "auto"."""
@@ -77,7 +77,8 @@ class WindowedEncoder:
         self.n_long_queries = 0
         self.n_split_texts = 0
         self.device = options.torch_device()
-        self._batch_tokens = options.batch_tokens
+        on_cpu = self.device.type == "cpu"
+        self._batch_tokens = options.batch_tokens or (4_096 if on_cpu else 65_536)
         self.lengths = lengths
         self._queries = Splitter(tokenizer, prompts[0], lengths[0], 0)
         self._documents = Splitter(tokenizer, prompts[1], lengths[1], OVERLAP)
