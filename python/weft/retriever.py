@@ -281,7 +281,12 @@ class Retriever:
         InvalidArgumentError
             If there are no tokens in the text.
         """
-        return self.search_batch([text], k, recall=recall, params=params, explain=explain)[0]
+        searcher = self._current_searcher()
+        started = time.perf_counter()
+        (query,) = self.encode_queries([text])
+        encode_ms = 1_000 * (time.perf_counter() - started)
+        hits = searcher.search(query.values, k, recall=recall, params=params)
+        return self._completed(searcher, text, query, hits, encode_ms, explain=explain)
 
     def search_batch(
         self,
