@@ -194,6 +194,20 @@ py::array_t<int8_t> run_kmeans(const py::object& rows, size_t n_clusters, unsign
   return out;
 }
 
+/// rows, centroids: s8, dim a multiple of 32. Returns the four nearest of each row, u32 [n, 4].
+py::array_t<uint32_t> nearest(const py::object& rows, const py::object& centroids) {
+  const auto values = matrix<int8_t>(rows, "rows", "int8");
+  const auto others = matrix<int8_t>(centroids, "centroids", "int8");
+  AlignedBuffer<int8_t> copy(values.rows * values.cols);
+  std::copy_n(values.data, copy.size(), copy.data());
+  const NearestCentroids index(kernels::active(), {others.data, others.rows, others.cols});
+  py::array_t<uint32_t> out({values.rows, size_t{4}});
+  std::vector<BestFour> best(values.rows);
+  index.find({copy.data(), values.rows, values.cols}, best.data());
+  std::copy_n(best.data()->data(), 4 * best.size(), out.mutable_data());
+  return out;
+}
+
 }  // namespace
 
 void bind_codec(py::module_& module) {
@@ -221,6 +235,7 @@ void bind_codec(py::module_& module) {
   quantizer.def("pack", &packed, py::arg("levels"), py::arg("nbits"));
   quantizer.def("unpack", &unpacked, py::arg("codes"), py::arg("nbits"));
   quantizer.def("merge_planes", &merged, py::arg("upper"), py::arg("lower"));
+  quantizer.def("nearest", &nearest, py::arg("rows"), py::arg("centroids"));
   quantizer.def("kmeans", &run_kmeans, py::arg("rows"), py::arg("n_clusters"),
                 py::arg("iterations"), py::arg("seed"), py::arg("threads"));
 }

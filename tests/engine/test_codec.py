@@ -126,7 +126,9 @@ def test_second_plane(dim: int, tmp_path: Path) -> None:
     for name in ("parents", "children"):
         np.testing.assert_array_equal(one[name], two[name])
     # The first plane's step is a tenth wider than alone (two roundings to f16).
-    np.testing.assert_allclose(two["steps"].astype(float), 1.1 * one["steps"].astype(float), rtol=2e-3)
+    np.testing.assert_allclose(
+        two["steps"].astype(float), 1.1 * one["steps"].astype(float), rtol=2e-3
+    )
     rotated = reference.reconstruct(arrays, two, 4)
     expected = quantizer.unrotate(rotated.astype(np.float32), dim, 42)
     np.testing.assert_allclose(codec._decode(two), expected, atol=2e-6)
@@ -323,10 +325,11 @@ PRINT_CHECKSUMS = """
 import sys, numpy as np
 from weft import _native
 rows = np.load(sys.argv[1])
+sizes = {1: (32, 150, 4), 4: (32, 150, 4), 2: (2100, 2200, 1)}
 for threads in (1, 2, 3):
-    for nbits in (1, 4):
+    for nbits, (n_coarse, n_fine, iterations) in sizes.items():
         codec = _native.Codec.train(
-            rows, nbits=nbits, n_coarse=32, n_fine=150, iterations=4, seed=7,
+            rows, nbits=nbits, n_coarse=n_coarse, n_fine=n_fine, iterations=iterations, seed=7,
             max_sample_bytes=1 << 20, threads=threads, progress=None,
         )
         encoded = codec._encode(rows, plane=nbits == 4, threads=threads)
@@ -346,9 +349,9 @@ def test_same_bytes_for_any_threads_and_isa(dim: int, tmp_path: Path) -> None:
             [sys.executable, "-c", PRINT_CHECKSUMS, str(tmp_path / "rows.npy")],
             env=os.environ | {"WEFT_ISA": isa}, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert len(done.stdout.split("\n")) == 7
+        assert len(done.stdout.split("\n")) == 10
         lines |= set(done.stdout.split("\n"))
-    assert len(lines) == 3, lines  # one line per nbits, and the empty one
+    assert len(lines) == 4, lines  # one line per nbits, and the empty one
 
 
 # ---- Files ---------------------------------------------------------------------------------------

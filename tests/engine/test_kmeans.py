@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integer k-means: every round equals its definition, and nothing depends on the threads."""
+"""Nearest centroids and integer k-means: equal to their definitions, for any number of threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import reference
 from weft import _native
 
 kmeans = _native._quantizer.kmeans
+nearest = _native._quantizer.nearest
 
 
 def clustered(n: int, n_centres: int, dim: int, seed: int) -> np.ndarray:
@@ -21,6 +22,39 @@ def clustered(n: int, n_centres: int, dim: int, seed: int) -> np.ndarray:
 
 def run(rows: np.ndarray, n_clusters: int, iterations: int, threads: int = 1) -> np.ndarray:
     return kmeans(rows, n_clusters=n_clusters, iterations=iterations, seed=5, threads=threads)
+
+
+@pytest.mark.parametrize("dim", [32, 96, 256])
+@pytest.mark.parametrize("n_centroids", [4, 5, 100, 700])
+def test_nearest_is_the_definition(n_centroids: int, dim: int) -> None:
+    rows, centroids = clustered(150, 20, dim, 0), clustered(n_centroids, 20, dim, 1)
+    expected = reference.ranked_centroids(rows, centroids, 4)
+    np.testing.assert_array_equal(nearest(rows, centroids), expected)
+
+
+@pytest.mark.parametrize("n_centroids", [1, 2, 3])
+def test_nearest_of_few(n_centroids: int) -> None:
+    rows, centroids = clustered(40, 5, 32, 2), clustered(n_centroids, 5, 32, 3)
+    expected = reference.ranked_centroids(rows, centroids, n_centroids)
+    np.testing.assert_array_equal(nearest(rows, centroids)[:, :n_centroids], expected)
+
+
+@pytest.mark.parametrize("n_centroids", [2048, 5000])
+def test_nearest_of_many_misses_few(n_centroids: int) -> None:
+    """Beyond 2,047 centroids only those of the nearest groups are compared."""
+    rows, centroids = clustered(5000, 400, 64, 4), clustered(n_centroids, 400, 64, 4)
+    found = nearest(rows, centroids)
+    distances = (
+        (rows.astype(np.int64) ** 2).sum(1)[:, None]
+        - 2 * (rows.astype(np.int64) @ centroids.T.astype(np.int64))
+        + (centroids.astype(np.int64) ** 2).sum(1)
+    )
+    of_found = np.take_along_axis(distances, found, 1)
+    assert all(len(set(four)) == 4 for four in found)
+    assert of_found[:, 0].mean() <= 1.01 * distances.min(1).mean()
+    assert (of_found[:, 0] <= distances.min(1) + 64).mean() >= 0.97
+    for part in (slice(0, 1), slice(7, 300)):
+        np.testing.assert_array_equal(nearest(rows[part], centroids), found[part])
 
 
 def test_starts_from_distinct_rows() -> None:
