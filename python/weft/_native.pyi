@@ -6,7 +6,7 @@ of weft.errors.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Never, TypeAlias, type_check_only
+from typing import Any, NoReturn, TypeAlias, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def write_segment(
 ) -> dict[str, int]: ...
 
 class Codec(metaclass=_Type):
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # made by the engine alone
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...  # made by the engine alone
     @staticmethod
     def train(
         rows: NDArray[np.float16],
@@ -76,7 +76,7 @@ class Codec(metaclass=_Type):
     def nbytes(self) -> int: ...
 
 class Segment(metaclass=_Type):
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # made by the engine alone
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...  # made by the engine alone
     @staticmethod
     def open(path: str, codec: Codec | None) -> Segment: ...
     @property
@@ -109,7 +109,7 @@ class SearchParams(metaclass=_Type):
     ) -> None: ...
 
 class Found(metaclass=_Type):
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # made by the engine alone
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...  # made by the engine alone
     @property
     def ids(self) -> list[str]: ...
     @property
@@ -162,6 +162,5 @@ class Truth(metaclass=_Type):
         rows: NDArray[np.float16],
         offsets: NDArray[np.uint64],
         first_doc: int,
-        exclude: NDArray[np.uint32] | None = None,
     ) -> None: ...
     def result(self) -> tuple[NDArray[np.uint32], NDArray[np.float32]]: ...

@@ -257,15 +257,16 @@ class Build:
         rows = self._spool.rows()
         chosen = choose_tokens(lengths, self._base.config.seed)
         values: list[NDArray[Any]] = [np.empty((0, self._base.config.dim), np.float32)]
-        for window, first, last in chosen:
+        for window, first, last in (piece for pieces in chosen for piece in pieces):
             number = int(np.searchsorted(first_window, window, side="right")) - 1
             inside = window - int(first_window[number])
             if number < len(kept):
                 values.append(kept[number].native.rows(inside)[first:last])
             else:
                 values.append(rows[row_starts[inside] + first : row_starts[inside] + last])
-        offsets = np.cumsum([0, *(last - first for _, first, last in chosen)], dtype=np.uint64)
-        sources = np.array([window for window, _, _ in chosen], np.uint32)
+        counts = [sum(last - first for _, first, last in pieces) for pieces in chosen]
+        offsets = np.cumsum([0, *counts], dtype=np.uint64)
+        sources = np.array([[window for window, _, _ in pieces] for pieces in chosen], np.uint32)
         return TuningQueries(np.concatenate(values, dtype=np.float32), offsets, sources)
 
     def _all_rows(self, kept: tuple[OpenSegment, ...]) -> Iterator[Rows]:

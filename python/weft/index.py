@@ -198,6 +198,10 @@ class Index:
         """Count the documents."""
         return self._manifest.n_docs
 
+    def __bool__(self) -> bool:
+        """Be true even without documents."""
+        return True
+
     def __repr__(self) -> str:
         """Name the folder and the generation."""
         return f"Index({str(self.path)!r}, generation={self.generation}, n_docs={len(self)})"

@@ -246,7 +246,7 @@ class Searcher:
         """
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
-        params = SearchParams(exhaustive=True, nrerank=max(self._n_windows, k))
+        params = SearchParams(exhaustive=True, nrerank=max(self._n_windows, 1))
         point = OperatingPoint(k, None, None, None, params)
         return self._search(rows, k, point)
 
@@ -409,7 +409,7 @@ class Searcher:
 
 def exhaustive_params(k: int) -> SearchParams:
     """Give the parameters of recall 1.0: every document scored, ten times k of them reranked."""
-    return SearchParams(exhaustive=True, nrerank=10 * k)
+    return SearchParams(exhaustive=True, nrerank=min(10 * k, 2**32 - 1))
 
 
 def best_windows(found: _native.Found, *, grouped: bool) -> list[Hit]:
@@ -430,13 +430,12 @@ def best_windows(found: _native.Found, *, grouped: bool) -> list[Hit]:
 def native_params(params: SearchParams, n: int) -> _native.SearchParams:
     """Give the parameters as the engine takes them, wide enough for n documents."""
     wide = params.widened(n)
-    limit = 2**32 - 1
     return _native.SearchParams(
         nprobe=wide.nprobe,
         budget=wide.budget,
-        ncandidates=min(wide.ncandidates, limit),
+        ncandidates=wide.ncandidates,
         nrefine=wide.nrefine,
-        nrerank=min(wide.nrerank, limit),
+        nrerank=wide.nrerank,
         exhaustive=wide.exhaustive,
         floor=wide.floor,
     )

@@ -83,17 +83,25 @@ class Spool:
         self.n_tokens = 0
         self.has_documents = False
         self._lengths = array("I")
+        self._fd = -1
+        self._path = directory.path / self.name / "documents.sqlite"
         directory.make_folder(self.name)
         self._lock = directory.lock(self.name)
-        self._fd = directory.create(self._rows)
-        documents = f"{self.name}/documents.sqlite"
-        os.close(directory.create(documents))
-        self._path = directory.path / documents
+        try:
+            self._fd = directory.create(self._rows)
+            self._connection = self._open_documents()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _open_documents(self) -> sqlite3.Connection:
+        os.close(self._directory.create(f"{self.name}/{self._path.name}"))
         with sqlite_errors(self._path, reading=False):
-            self._connection = connect_new(self._path)
-            self._connection.executescript(
+            connection = connect_new(self._path)
+            connection.executescript(
                 f"{SCHEMA} CREATE TABLE ids(doc INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);"
             )
+        return connection
 
     @property
     def n_windows(self) -> int:
@@ -234,11 +242,14 @@ class Spool:
 
     def close(self) -> None:
         """Close the files and remove the folder; what cannot go, stays for the next writer."""
-        if self._fd < 0:
-            return
-        os.close(self._fd)
-        self._fd = -1
-        self._connection.close()
+        if not self.closed:
+            self._connection.close()
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         self._lock.release()
         with contextlib.suppress(WeftError):
             self._directory.remove(self.name)

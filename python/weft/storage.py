@@ -180,6 +180,11 @@ class Lock:
             os.close(self._fd)
             self._fd = None
 
+    def __del__(self) -> None:
+        """Free the lock of a writer that nobody closed."""
+        if getattr(self, "_fd", None) is not None:
+            self.release()
+
 
 def _holder(fd: int) -> str:
     try:

@@ -2,15 +2,17 @@
 """Operating points: the least work that reaches a recall, found on sample queries.
 
 Each sample query is answered exactly and by the search itself; recall@k is the share of the exact
-top k that the search returns. From the widest search all parameters are lowered together, a step at
-a time, as long as the recall stays above the aim; then one after another, always the one that
+top k that the search returns. From the narrowest search all parameters are raised together, a step at
+a time, until the recall reaches the aim; then one after another is lowered again, always the one that
 leaves the least work. Work is counted, not timed, so the same index and queries give the same
 points on any machine.
 
-The aim lies half-way between the target and what the widest search reaches. The sample is small and
-the cheapest passing parameters are picked on it, so their measured recall is too good on average;
-and other queries are harder than passages of the collection itself. Where pruning misses the aim,
-every document is scored instead; where even that misses the target, the point says so.
+A sampled query is made of neighbouring tokens of two documents, because a run of tokens of one is
+easier to find than a query that somebody asks: on real sets the cheapest settings reached .96 with
+one document's tokens where real queries reached .92 (docs/adr/0017). The aim lies half-way between the
+target and what the widest search reaches, since the sample is small and the cheapest passing
+parameters are picked on it. Where pruning misses the aim, every document is scored instead; where
+even that misses the target, the point says so.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ LADDERS = {
 }
 RERANK_LADDER = (1, 2, 4)  # times k
 REFINE_MOST = 80  # times k
-MIN_TOKENS, MAX_TOKENS = 8, 32  # of a sampled query
+PIECES = 2  # documents that a sampled query takes tokens from
+MIN_TOKENS, MAX_TOKENS = 4, 16  # of each of them
+TIES = 16  # exact answers kept beyond k, where the k-th has equals
 LARGEST_K_SHARE = 20  # k is tuned where there are this many times as many windows
 
 # Nanoseconds on one core, for 32 query tokens of 128 dims (docs/performance.md, "Cost model").
@@ -54,30 +58,33 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class TuningQueries:
-    """Query rows, where each query begins, and the window it was taken from, if it was."""
+    """Query rows, where each query begins, and the windows it was taken from, if it was."""
 
     values: NDArray[np.float32]
     offsets: NDArray[np.uint64]
-    sources: NDArray[np.uint32] | None
+    sources: NDArray[np.uint32] | None  # [n, PIECES]
 
     def __len__(self) -> int:
         """Count the queries."""
         return len(self.offsets) - 1
 
 
-def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[tuple[int, int, int]]:
-    """Choose windows and neighbouring tokens of them: (window, first token, last + 1)."""
+def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[list[tuple[int, int, int]]]:
+    """Choose the pieces of every sampled query: (window, first token, last + 1)."""
     random = np.random.default_rng(seed)
-    usable = np.flatnonzero(lengths >= min(MIN_TOKENS, lengths.max(initial=0)))
-    usable = usable[lengths[usable] > 0]
-    n = min(defaults.tuning_queries, len(usable))
-    chosen = []
-    for window in np.sort(random.choice(usable, n, replace=False)).tolist():
-        length = int(lengths[window])
-        take = min(int(random.integers(MIN_TOKENS, MAX_TOKENS + 1)), length)
-        first = int(random.integers(0, length - take + 1))
-        chosen.append((window, first, first + take))
-    return chosen
+    usable = np.flatnonzero(lengths >= max(1, min(MIN_TOKENS, lengths.max(initial=0))))
+    if len(usable) == 0:
+        return []
+    queries = []
+    for _ in range(min(defaults.tuning_queries, len(usable))):
+        pieces = []
+        for window in random.choice(usable, min(PIECES, len(usable)), replace=False).tolist():
+            length = int(lengths[window])
+            take = min(int(random.integers(MIN_TOKENS, MAX_TOKENS + 1)), length)
+            first = int(random.integers(0, length - take + 1))
+            pieces.append((window, first, first + take))
+        queries.append(pieces)
+    return queries
 
 
 @dataclass(frozen=True)
@@ -106,26 +113,29 @@ class Tuner:
         self._tokens_per_window = n_tokens / max(self._n_windows, 1)
         self._queries = queries
         self._reranks = reranks
-        self._extra = (
-            0 if queries.sources is None else 1
-        )  # the source itself is found, and left out
+        # A sampled query finds its own sources, which are left out.
+        self._extra = 0 if queries.sources is None else queries.sources.shape[1]
         self._relevant: list[list[int]] = []
         self._scores: list[NDArray[np.float32]] = []
 
     def answer_exactly(self, blocks: Iterable[Rows], threads: int, progress: Progress) -> None:
         """Find the exact top of every query among all windows, which come in order."""
-        queries, depth = self._queries, self._largest_k() + defaults.tuning_queries
+        queries = self._queries
+        depth = self._largest_k() + self._extra + TIES
         truth = _native.Truth(queries.values, queries.offsets, min(depth, self._n_windows), threads)
         first = 0
         for block in blocks:
-            truth.scan(block.values, block.offsets, first, queries.sources)
+            truth.scan(block.values, block.offsets, first)
             first += len(block.offsets) - 1
             progress("truth", first, self._n_windows)
-        docs, scores = truth.result()
-        self._scores = [row[np.isfinite(row)] for row in scores]
-        self._relevant = [
-            row[: len(found)].tolist() for row, found in zip(docs, self._scores, strict=True)
-        ]
+        for number, (docs, scores) in enumerate(zip(*truth.result(), strict=True)):
+            keep = np.isfinite(scores) & ~np.isin(docs, self._sources(number))
+            self._relevant.append(docs[keep].tolist())
+            self._scores.append(scores[keep])
+
+    def _sources(self, number: int) -> list[int]:
+        sources = self._queries.sources
+        return [] if sources is None else sources[number].tolist()
 
     def points(self, tuned_on: str, progress: Progress) -> tuple[OperatingPoint, ...]:
         """Give an operating point for each k and target, and the exhaustive one for recall 1.0."""
@@ -152,20 +162,20 @@ class Tuner:
                 measured[params] = self._measure(k, params)
             return measured[params]
 
-        everything, current = exhaustive_params(k), self._widest(k)
-        ceiling = max(measure(everything).recall, measure(current).recall)
+        everything, widest = exhaustive_params(k), self._widest(k)
+        ceiling, current = measure(everything).recall, self._narrowest(k)
         found = {1.0: everything}
-        for target in sorted(defaults.targets, reverse=True):
+        for target in sorted(defaults.targets):
             aim = target + max(ceiling - target, 0.0) / 2
+            while measure(current).recall < aim and current != widest:
+                current = self._raised(k, current)
             if measure(current).recall < aim:
                 found[target] = everything
                 continue
-            lowered = self._with(k, current, *LADDERS)
-            while lowered != current and measure(lowered).recall >= aim:
-                current, lowered = lowered, self._with(k, lowered, *LADDERS)
-            while passing := [p for p in self._lowered(k, current) if measure(p).recall >= aim]:
-                current = min(passing, key=lambda p: measure(p).cost)
-            found[target] = current
+            best = current
+            while passing := [p for p in self._lowered(k, best) if measure(p).recall >= aim]:
+                best = min(passing, key=lambda p: measure(p).cost)
+            found[target] = best
         return [
             OperatingPoint(
                 k=k,
@@ -191,14 +201,24 @@ class Tuner:
         n_useful = sum(n < self._n_windows for n in ladder)
         return ladder[: n_useful + 1]
 
+    def _at(self, k: int, places: dict[str, int]) -> SearchParams:
+        """Give the parameters at these places of their ladders."""
+        names = (*LADDERS, "nrerank")
+        return SearchParams(**{name: self._ladder(name, k)[places[name]] for name in names})
+
+    def _narrowest(self, k: int) -> SearchParams:
+        return self._at(k, dict.fromkeys((*LADDERS, "nrerank"), 0))
+
     def _widest(self, k: int) -> SearchParams:
-        return SearchParams(
-            nprobe=self._ladder("nprobe", k)[-1],
-            budget=self._ladder("budget", k)[-1],
-            ncandidates=self._ladder("ncandidates", k)[-1],
-            nrefine=self._ladder("nrefine", k)[-1],
-            nrerank=self._ladder("nrerank", k)[-1],
-        )
+        return self._at(k, dict.fromkeys((*LADDERS, "nrerank"), -1))
+
+    def _raised(self, k: int, params: SearchParams) -> SearchParams:
+        """Give the parameters with all of them raised a step, as far as their ladders go."""
+        places = {}
+        for name in (*LADDERS, "nrerank"):
+            ladder = self._ladder(name, k)
+            places[name] = min(ladder.index(getattr(params, name)) + 1, len(ladder) - 1)
+        return self._at(k, places)
 
     def _below(self, name: str, k: int, value: int) -> int:
         """Give the next smaller value of a parameter, or the smallest."""
@@ -239,8 +259,8 @@ class Tuner:
             return 1.0
         good = relevant[: int(np.count_nonzero(scores >= scores[wanted - 1]))]
         windows = (self._first[answer.segments] + answer.docs).tolist()
-        if self._queries.sources is not None:
-            windows = [w for w in windows if w != self._queries.sources[number]]
+        sources = self._sources(number)
+        windows = [window for window in windows if window not in sources]
         return min(len(set(windows[:k]) & set(good)), wanted) / wanted
 
     def _cost(self, number: int, params: SearchParams, answer: _native.Found) -> float:

@@ -329,9 +329,10 @@ class Writer:
         self._on_commit(manifest)
 
     def _rewind(self, mark: Mark) -> None:
-        spool = self._open_spool()
+        """Take back what the spool has got since; where it cannot, the writer is at its end."""
         try:
-            spool.rewind(mark)
+            if self._spool is not None and not self._spool.closed:
+                self._spool.rewind(mark)
         except WeftError:
             logger.exception("what was added cannot be taken back; the writer is closed")
             self.close()

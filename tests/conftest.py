@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options, markers and what many tests start from. Imports nothing of an extra but the test one."""
+
+import dataclasses
+import os
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import weft
+from helpers import FakeEncoder
+from weft.types import defaults
+
+settings.register_profile("gate", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile(
+    "long",
+    max_examples=1_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("long" if os.environ.get("HYPOTHESIS_PROFILE") == "long" else "gate")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--data", type=Path, help="folder with the collections that some tests need")
+
+
+def pytest_collection_modifyitems(config, items):
+    absent = {
+        "slow": None if config.getoption("--run-slow") else "slow: pytest --run-slow",
+        "data": None if config.getoption("--data") else "no collections: pytest --data FOLDER",
+        "gpu": None if any(d != "cpu" for d in weft.info()["devices"]) else "no CUDA device",
+    }
+    for item in items:
+        for marker, reason in absent.items():
+            if reason is not None and marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def data_folder(request):
+    """The folder given with --data."""
+    return request.config.getoption("--data")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def make_index(tmp_path):
+    """Make an index in a folder of its own; documents are named d0, d1 ... unless ids are given."""
+    numbers = count()
+
+    def make(docs=None, *, ids=None, config=None, dim=8, **more):
+        config = config or weft.IndexConfig(dim=dim)
+        index = weft.Index.create(tmp_path / f"made{next(numbers)}.index", config)
+        if docs is not None:
+            index.add(ids or [f"d{i}" for i in range(len(docs))], docs, **more)
+        return index
+
+    return make
+
+
+@pytest.fixture
+def small_codec(monkeypatch):
+    """Let an index have a codec from 400 tokens on, so that its whole life fits into a test."""
+    monkeypatch.setattr(
+        "weft.builder.defaults", dataclasses.replace(defaults, codec_tokens=400, tuning_queries=8)
+    )
+    monkeypatch.setattr("weft.tuner.defaults", dataclasses.replace(defaults, tuning_queries=8))
+
+
+@pytest.fixture
+def fake_encoder():
+    return FakeEncoder()

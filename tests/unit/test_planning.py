@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan follows its stated rules, and segments stay within their limits."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import weft
+from weft import planning
+from weft.errors import InvalidArgumentError
+from weft.types import defaults
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_coarse", "n_fine"),
+    [
+        (1, 16, 16),
+        (100_000, 256, 1_000),
+        (1_000_000, 1_024, 10_000),
+        (10_000_000, 4_096, 100_000),
+        (100_000_000, 8_192, 1_000_000),
+        (10_000_000_000, 65_536, 65_536 * 128),
+    ],
+)
+def test_size_of_the_tree(n_tokens, n_coarse, n_fine):
+    assert planning.tree_size(weft.IndexConfig(), n_tokens) == (n_coarse, n_fine)
+
+
+def test_sizes_that_are_given_hold():
+    assert planning.tree_size(weft.IndexConfig(n_coarse=64), 1_000_000) == (64, 8_192)
+    assert planning.tree_size(weft.IndexConfig(n_fine=500), 1_000_000) == (500, 500)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 10**5, 10**6, 10**7, 10**8, 10**9])
+def test_memory_stays_below_three_gib(n_tokens):
+    for n_docs in (n_tokens // 100, n_tokens // 20):
+        found = weft.plan(weft.IndexConfig(), n_docs=n_docs, n_tokens=n_tokens, max_ram="3GiB")
+        assert found.memory_bytes < 3 << 30
+        assert found.n_segments >= n_tokens // defaults.segment_tokens
+
+
+def test_four_bits_without_rerank_are_small():
+    config = weft.IndexConfig(rerank=None)
+    found = weft.plan(config, n_docs=100_000, n_tokens=10_000_000, max_ram="3GiB")
+    assert found.disk_bytes / 10_000_000 <= 78
+
+
+def test_a_small_index_is_its_rows():
+    found = weft.plan(weft.IndexConfig(dim=64), n_docs=10, n_tokens=1_000, max_ram="1GB")
+    assert (found.n_coarse, found.n_fine, found.n_sample, found.n_segments) == (0, 0, 0, 1)
+    assert 128_000 <= found.disk_bytes <= 130_000
+    assert found.spool_bytes == 128_000
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("8GiB", 8 << 30),
+        ("512 MiB", 512 << 20),
+        ("1.5GB", 1_500_000_000),
+        ("100000000", 100_000_000),
+        (1 << 30, 1 << 30),
+    ],
+)
+def test_memory_in_words(text, n):
+    assert planning.parse_ram(text) == n
+
+
+@pytest.mark.parametrize("text", ["much", "8 giga", "-1GiB", 1.5, True, 1_000, "1MiB"])
+def test_memory_that_cannot_be(text):
+    with pytest.raises(InvalidArgumentError, match="max_ram="):
+        planning.parse_ram(text)
+
+
+def test_memory_by_default():
+    assert planning.MIN_RAM <= planning.parse_ram(None) <= defaults.max_ram
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50)), max_size=60),
+    st.integers(100, 4_000),
+    st.integers(20, 120),
+)
+def test_segments_are_cut_between_documents(docs, max_ram, most_tokens):
+    """Every document is in one segment, in order, and only a document alone may exceed a limit."""
+    n_windows = np.array([n for n, _ in docs], np.int64)
+    starts = np.concatenate([[0], np.cumsum(n_windows)]).astype(np.int64)
+    lengths = np.repeat(np.array([n for _, n in docs], np.uint32), n_windows)
+    limits = planning.segment_limits
+    try:
+        planning.segment_limits = lambda ram: (most_tokens, ram)
+        cuts = planning.segment_cuts(starts, lengths, max_ram)
+    finally:
+        planning.segment_limits = limits
+    assert [first for first, _ in cuts] + [starts[-1]] == [
+        0,
+        *(last for _, last in cuts),
+    ] or not docs
+    for first, last in cuts:
+        assert first in starts
+        assert last in starts
+        n_docs = int(((starts >= first) & (starts < last)).sum())
+        tokens = int(lengths[first:last].sum())
+        size = tokens * planning.SEGMENT_TOKEN_BYTES
+        size += (last - first) * planning.SEGMENT_DOC_BYTES
+        assert n_docs == 1 or (tokens <= most_tokens and size <= max_ram)
