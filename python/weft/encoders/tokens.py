@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint that was trained for one vector per text, used token by token.
 
-Special tokens are left out on both sides, since that ranks better: nDCG@10 on squad-dev (300
-questions, all-MiniLM-L6-v2) is 0.917 without and 0.910 with them at its own 384 dimensions, and
-0.914 and 0.904 projected to 128.
+Special tokens are left out on both sides, since that ranks better: nDCG@10 on 2,000 questions of
+squad-dev (all-MiniLM-L6-v2, 128 dimensions) is 0.9147 without and 0.9091 with them, a difference of
+four standard errors.
 """
 
 from __future__ import annotations
