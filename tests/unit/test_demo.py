@@ -102,12 +102,18 @@ class TestIndex:
         assert answer["query"] == "parse a syntax tree"
         assert {match["query_token"] for match in answer["hits"][0]["matches"]} >= {"tree"}
 
-    def test_words_are_marked(self, first_run):
-        folder = first_run[0]
-        words = ["--path", str(folder), "--passages", str(N_PASSAGES), "--explain", "-k", "1"]
-        done = CliRunner().invoke(app, ["demo", *words, "parse a syntax tree"])
-        rows = [line.split() for line in done.stdout.splitlines()]
-        assert any(row[:2] == ["syntax", "syntax"] for row in rows)
+    def test_the_table_names_the_words_that_matched(self, first_run):
+        question = "parse a syntax tree"
+        document, _ = ask(first_run[0], question, "--explain", "-k", "1")
+        (hit,) = document["answers"][0]["hits"]
+        best = max(hit["matches"], key=lambda match: match["similarity"])
+        words = ["--path", str(first_run[0]), "--passages", str(N_PASSAGES), "--explain", "-k", "1"]
+        done = CliRunner().invoke(app, ["demo", *words, question])
+        (row,) = [
+            line.split() for line in done.stdout.splitlines() if f" {best['query_token']} " in line
+        ]
+        assert hit["text"][best["start"] : best["end"]] in row[1]
+        assert row[2] == f"{best['similarity']:.2f}"
 
     def test_nothing_but_the_index_is_left(self, first_run):
         folder, document, _ = first_run
