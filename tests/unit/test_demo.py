@@ -109,9 +109,8 @@ class TestIndex:
         best = max(hit["matches"], key=lambda match: match["similarity"])
         words = ["--path", str(first_run[0]), "--passages", str(N_PASSAGES), "--explain", "-k", "1"]
         done = CliRunner().invoke(app, ["demo", *words, question])
-        (row,) = [
-            line.split() for line in done.stdout.splitlines() if f" {best['query_token']} " in line
-        ]
+        rows = [line.split() for line in done.stdout.splitlines()]
+        (row,) = [row for row in rows if row[:1] == [best["query_token"]]]
         assert hit["text"][best["start"] : best["end"]] in row[1]
         assert row[2] == f"{best['similarity']:.2f}"
 
