@@ -111,10 +111,12 @@ def matrix(value: object, dim: int | None, what: str) -> NDArray[Any]:
 
 
 def _check_floats(array: NDArray[Any], what: str) -> None:
-    if array.dtype != BFLOAT16 and array.dtype.name not in _FLOATS:
-        raise InvalidArgumentError(
-            f"{what}: dtype {array.dtype}, expected one of {', '.join(_FLOATS)}"
-        )
+    dtype = array.dtype
+    if dtype.kind == "f" and dtype.itemsize <= 8:
+        return
+    if dtype == BFLOAT16 or dtype.name == "bfloat16":
+        return
+    raise InvalidArgumentError(f"{what}: dtype {dtype}, expected one of {', '.join(_FLOATS)}")
 
 
 def contiguous(array: NDArray[Any]) -> Rows:

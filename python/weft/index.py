@@ -288,7 +288,8 @@ class Index:
         if searcher is None:
             searcher = self.searcher()
             with self._mutex:
-                self._searcher = searcher
+                if searcher.generation == self._manifest.generation:  # not overtaken meanwhile
+                    self._searcher = searcher
         return searcher
 
     def add(

@@ -6,6 +6,7 @@ The writer takes its limits from here, so that the plan it prints is the plan it
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -30,8 +31,8 @@ CHILDREN_BY_RULE = 128
 SAMPLE_PER_FINE = 32
 
 # Anonymous bytes of a build (docs/performance.md, "Memory of a build").
-FIXED_BYTES = 96 << 20  # interpreter, numpy, blocks being converted and encoded
-SAMPLE_EXTRA = 8  # per sampled token beside its row: its cell and its number
+FIXED_BYTES = 108 << 20  # interpreter, numpy, blocks being converted and encoded
+SAMPLE_EXTRA = 24  # per sampled token beside its row: its cell, its number, its place in k-means
 CENTROID_EXTRA = 8  # per centroid beside its row: its bias and its place
 SEGMENT_TOKEN_BYTES = 3 + 8  # codes kept for the lists, and the lists
 SEGMENT_DOC_BYTES = 96  # id with its offset and place in order, offset of its rows
@@ -41,6 +42,10 @@ SPOOL_DOC_BYTES = 4
 POSTINGS_PER_TOKEN = 0.9
 ID_BYTES = 20
 
+_CONTAINERS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 
 
@@ -195,24 +200,16 @@ def parse_ram(max_ram: int | str | None) -> int:
 def available_memory() -> int:
     """Give the bytes of memory that this process could still take, container limits respected."""
     found = []
-    try:
-        text = Path("/proc/meminfo").read_text()
-        match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    with contextlib.suppress(OSError):
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         if match:
             found.append(int(match.group(1)) * 1024)
-    except OSError:
-        pass
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
+    for folder, limit, used in _CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):  # no such file; or no limit, "max"
+            stat = (folder / "memory.stat").read_text()
+            cache = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", stat, re.MULTILINE)))
+            taken = int((folder / used).read_text()) - cache  # what is cached can be given up
+            found.append(int((folder / limit).read_text()) - taken)
     if not found:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return max(min(found), 0)

@@ -39,7 +39,7 @@ class Defaults:
     """Target of a search that names none."""
     targets: tuple[float, ...] = (0.8, 0.9, 0.95, 0.99)
     """Recalls that operating points are sought for; 1.0 is the exhaustive search."""
-    tuned_k: tuple[int, ...] = (10, 100, 1000)
+    tuned_k: tuple[int, ...] = (10, 100)
     tuning_queries: int = 64
     codec_tokens: int = 100_000
     """Tokens from which an index has a codec; below, rows are stored and searched exhaustively."""
@@ -269,7 +269,17 @@ class Match:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Why a document has its score: one match per query token; the similarities add up to it."""
+    """Why a document has its score: one match per query token; the similarities add up to it.
+
+    Examples
+    --------
+    >>> import numpy as np, weft
+    >>> index = weft.Index.create("explained.index", weft.IndexConfig(dim=4))
+    >>> index.add(["a"], [np.eye(4)], texts=["four"], spans=[[[0, 1], [1, 2], [2, 3], [3, 4]]])
+    2
+    >>> index.explain(np.eye(4)[2:3], "a").matches
+    (Match(query_token=0, token=2, similarity=1.0, start=2, end=3, text=None),)
+    """
 
     id: str
     score: float
@@ -328,6 +338,16 @@ class Hits(Sequence[Hit]):
         Where the search ran.
     generation
         Generation of the index that was searched.
+
+    Examples
+    --------
+    >>> import numpy as np, weft
+    >>> index = weft.Index.create("hits.index", weft.IndexConfig(dim=2))
+    >>> index.add(["a", "b"], [np.eye(2)[:1], np.eye(2)])
+    2
+    >>> hits = index.search(np.eye(2)[1:], k=1)
+    >>> len(hits), hits.ids, hits.scores, hits.n_matching, hits.operating_point.path
+    (1, ('b',), (1.0,), 2, 'exhaustive')
     """
 
     hits: tuple[Hit, ...]

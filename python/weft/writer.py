@@ -183,6 +183,7 @@ class Writer:
         ids = self._check_ids(ids)
         n_windows = _windows_per_document(parents, len(ids))
         owners = np.repeat(np.arange(len(ids)), n_windows)
+        first_windows = np.cumsum([0, *n_windows])
 
         def name(window: int) -> str:
             if window >= len(owners):
@@ -190,7 +191,7 @@ class Writer:
             doc = int(owners[window])
             if n_windows[doc] == 1:
                 return f"document {ids[doc]!r}"
-            return f"document {ids[doc]!r}, window {window - int(sum(n_windows[:doc]))}"
+            return f"document {ids[doc]!r}, window {window - int(first_windows[doc])}"
 
         found = ragged(embeddings, self._dim, name=name, lengths=lengths)
         if len(found) != len(owners):

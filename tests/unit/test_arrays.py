@@ -107,7 +107,7 @@ def test_torch_tensors(rng):
 class NamedBfloat16(np.ndarray):
     """What ml_dtypes, hence jax, gives: two bytes a value, and a dtype of this name."""
 
-    dtype = property(lambda _: types.SimpleNamespace(name="bfloat16"))
+    dtype = property(lambda _: types.SimpleNamespace(name="bfloat16", kind="V"))
 
 
 def test_bfloat16_of_other_libraries(rng):

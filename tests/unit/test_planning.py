@@ -77,6 +77,18 @@ def test_memory_by_default():
     assert planning.MIN_RAM <= planning.parse_ram(None) <= defaults.max_ram
 
 
+def test_a_container_limits_what_is_available(tmp_path, monkeypatch):
+    """What is cached counts as free, no limit as none."""
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100\nactive_file 20\nfile 120\n")
+    (tmp_path / "memory.current").write_text("1120\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    names = ("memory.max", "memory.current")
+    monkeypatch.setattr(planning, "_CONTAINERS", [(tmp_path, *names)])
+    assert planning.available_memory() == 4_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert planning.available_memory() > 1 << 20
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(0, 50)), max_size=60),
     st.integers(100, 4_000),
