@@ -196,9 +196,10 @@ def to_int8(row: np.ndarray, scale: float) -> np.ndarray:
         product = row.astype(np.float32) * np.float32(scale)
     return np.clip(np.rint(np.where(np.isnan(product), 0, product)), -127, 127).astype(np.int8)
 
+
 # --- search -------------------------------------------------------------------------------------
-# The stages of a pruned search as loops over Python integers. `codec` is the mapping of arrays that a
-# codec file holds; a segment is a list of documents, each a list of (parent, child) pairs.
+# The stages of a pruned search as loops over Python integers. `codec` is the mapping of arrays that
+# a codec file holds; a segment is a list of documents, each a list of (parent, child) pairs.
 
 
 def maxsim(query: np.ndarray, doc: np.ndarray) -> float:
@@ -226,7 +227,9 @@ def merge_tokens(rows: np.ndarray, same: float = 0.95) -> list[tuple[int, int]]:
         for entry in merged:
             j = entry[0]
             dot = int(rows[i] @ rows[j])
-            if dot > 0 and dot * dot >= same * same * int(rows[i] @ rows[i]) * int(rows[j] @ rows[j]):
+            if dot > 0 and dot * dot >= same * same * int(rows[i] @ rows[i]) * int(
+                rows[j] @ rows[j]
+            ):
                 entry[1] += 1
                 break
         else:
@@ -236,7 +239,7 @@ def merge_tokens(rows: np.ndarray, same: float = 0.95) -> list[tuple[int, int]]:
 
 @dataclass
 class CentroidScores:
-    """Integer scores of both levels, [centroid][lane], in one unit of 1/255 of the largest score."""
+    """Integer scores of both levels, [centroid][lane], in 1/255 of the largest possible score."""
 
     base: np.ndarray
     coarse: np.ndarray
@@ -244,7 +247,9 @@ class CentroidScores:
     base_unit: float
 
 
-def centroid_scores(rows: np.ndarray, scale: np.float32, codec: dict[str, np.ndarray]) -> CentroidScores:
+def centroid_scores(
+    rows: np.ndarray, scale: np.float32, codec: dict[str, np.ndarray]
+) -> CentroidScores:
     """Base scores (dot >> shift) and u8 table entries of every centroid."""
     scales = {"coarse": float(codec["scales"][0]), "fine": float(codec["scales"][1])}
     longest_query = max(math.sqrt(int(r @ r)) for r in rows)
@@ -349,7 +354,7 @@ def score_document(
     levels: np.ndarray,
     middle: int,
 ) -> float:
-    """MaxSim of int8 query rows with reconstructed tokens: m * (base + step * (level - middle/2))."""
+    """MaxSim of int8 query rows with tokens m * (base + step * (level - middle / 2))."""
     total = 0.0
     for lane, row in enumerate(rows):
         best = -np.inf
@@ -412,9 +417,7 @@ def kmeans_round(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return out.astype(np.int8)
 
 
-def nearest_child(
-    rows: np.ndarray, codec: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_child(rows: np.ndarray, codec: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Parent and child of every int8 token: the nearest child over the four nearest cells."""
     scale = np.float64(token_scale(rows.shape[1]))
     coarse_unit, fine_unit = (np.float64(s) * scale for s in codec["scales"])

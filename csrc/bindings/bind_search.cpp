@@ -162,21 +162,11 @@ py::tuple align(const Searcher& searcher, const py::object& query, uint32_t segm
   return py::make_tuple(to_numpy(tokens), to_numpy(similarities));
 }
 
-void scan(Truth& truth, const py::object& rows, const py::object& offsets, uint64_t first_doc,
-          const py::object& exclude) {
+void scan(Truth& truth, const py::object& rows, const py::object& offsets, uint64_t first_doc) {
   const auto docs = make_ragged(matrix<uint16_t>(rows, "rows", "float16"),
                                 vector<uint64_t>(offsets, "offsets", "uint64"));
-  std::vector<uint64_t> excluded;
-  if (!exclude.is_none()) {
-    for (const uint32_t doc : vector<uint32_t>(exclude, "exclude", "uint32")) {
-      excluded.push_back(doc);
-    }
-    WEFT_REQUIRE(excluded.size() == truth.query_count(), ErrorCode::invalid_argument,
-                 "exclude: expected one document per query, ", truth.query_count(), ", found ",
-                 excluded.size());
-  }
   const py::gil_scoped_release release;
-  truth.scan(docs, first_doc, excluded, signal_poll());
+  truth.scan(docs, first_doc, signal_poll());
 }
 
 py::tuple truth_result(const Truth& truth) {
@@ -249,8 +239,7 @@ void bind_search(py::module_& module) {
                  k, threads);
            }),
            py::arg("values"), py::arg("offsets"), py::arg("k"), py::arg("threads") = 0)
-      .def("scan", &scan, py::arg("rows"), py::arg("offsets"), py::arg("first_doc"),
-           py::arg("exclude") = py::none())
+      .def("scan", &scan, py::arg("rows"), py::arg("offsets"), py::arg("first_doc"))
       .def("result", &truth_result);
 }
 

@@ -144,7 +144,7 @@ Truth::Truth(RaggedView<const float> queries, size_t k, size_t threads)
 }
 
 void Truth::scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
-                 std::span<const uint64_t> exclude, const std::function<bool()>& poll) {
+                 const std::function<bool()>& poll) {
   const kernels::Kernels& kernel = kernels::active();
   struct Scratch {
     AlignedBuffer<float> best, wide;
@@ -166,9 +166,6 @@ void Truth::scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
     mine.bytes.set(kernel, mine.wide.data(), rows.rows, dim_);
     for (size_t q = 0; q < queries_.size(); ++q) {
       const Query& query = queries_[q];
-      if (!exclude.empty() && exclude[q] == first_doc + i) {
-        continue;
-      }
       const kernels::ByteTile tile = query.bytes.view();
       const size_t lanes = tile.lanes();
       if (mine.best.size() < lanes) {

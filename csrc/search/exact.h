@@ -34,9 +34,8 @@ class Truth {
  public:
   Truth(RaggedView<const float> queries, size_t k, size_t threads);
 
-  /// Scores the documents of `docs`; document i has number first_doc + i. exclude[q], where given, is
-  /// a document number that query q must not meet (the one it was taken from).
-  void scan(RaggedView<const uint16_t> docs, uint64_t first_doc, std::span<const uint64_t> exclude,
+  /// Scores the documents of `docs`; document i has number first_doc + i.
+  void scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
             const std::function<bool()>& poll = {});
 
   size_t query_count() const noexcept { return queries_.size(); }
