@@ -2,8 +2,8 @@
 """Proof 3: how much of the exact top k survives gather and interact, and at which settings.
 
 With f16 rows stored and every survivor reranked, recall is the share of the exact top k that a
-stage let through. Rows vary one thing at a time: fine centroids, floor, budget, candidates, and queries
-padded with near-duplicates of their own tokens, as [MASK] expansion does.
+stage let through. Rows vary one thing at a time: fine centroids, floor, budget, candidates; queries
+are as given, or padded with near-duplicates of their own tokens, as [MASK] expansion does.
 
     python bench/gather_table.py SET [SET ...] --out results/gather.jsonl
 """
@@ -20,6 +20,11 @@ import numpy as np
 
 from data import EmbeddingSet, load_set
 from weft import _native
+
+
+HEADER = """\
+| n/fine | queries | floor | nprobe | budget | n1 | n2 | r10 | r100 | postings |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def overlap(truth: np.ndarray, found: list[list[int]], k: int) -> float:
