@@ -21,7 +21,6 @@ import numpy as np
 from data import EmbeddingSet, load_set
 from weft import _native
 
-
 HEADER = """\
 | n/fine | queries | floor | nprobe | budget | n1 | n2 | r10 | r100 | postings |
 |---|---|---|---|---|---|---|---|---|---|"""
