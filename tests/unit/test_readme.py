@@ -61,3 +61,16 @@ def test_links(page):
         if not ((ROOT / page).parent / link).exists() and not (ROOT / link).exists()
     ]
     assert not missing
+
+
+def test_sources_that_comments_cite_are_defined():
+    defined = set(
+        re.findall(r"^\| ([A-Z0-9]+) \|", (ROOT / "docs/algorithms.md").read_text(), re.M)
+    )
+    files = [p for top in ("csrc", "python") for p in (ROOT / top).rglob("*")]
+    texts = {p: p.read_text() for p in files if p.suffix in {".h", ".cpp", ".inl", ".py"}}
+    cited = {
+        (p, key) for p, text in texts.items() for key in re.findall(r"\[([A-Z]{4,}\d+)\b", text)
+    }
+    assert cited
+    assert not {(str(p.relative_to(ROOT)), key) for p, key in cited if key not in defined}
