@@ -12,63 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from data import EmbeddingSet, load_set
-from weft import _native
+from engine import build, exact, overlap, params, train
 
 HEADER = """\
 | n/fine | queries | floor | nprobe | budget | n1 | n2 | r10 | r100 | postings |
 |---|---|---|---|---|---|---|---|---|---|"""
-
-
-def overlap(truth: np.ndarray, found: list[list[int]], k: int) -> float:
-    """Mean share of each exact top k that was found."""
-    return float(
-        np.mean([len(set(t[:k]) & set(f[:k])) / k for t, f in zip(truth, found, strict=True)])
-    )
-
-
-def build(data: EmbeddingSet, folder: Path, ratio: int) -> _native.Searcher:
-    """An index with one fine centroid per `ratio` tokens and f16 rows for the rerank."""
-    codec = _native.Codec.train(
-        data.values,
-        nbits=4,
-        n_coarse=0,
-        n_fine=len(data.values) // ratio,
-        iterations=8,
-        seed=42,
-        max_sample_bytes=1 << 30,
-        threads=0,
-        progress=None,
-    )
-    codec_path = folder / f"codec-{ratio}.weft"
-    fd = os.open(codec_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    codec.write(fd, str(codec_path))
-    os.close(fd)
-    codec = _native.Codec.open(str(codec_path))
-    ids = [str(i).encode() for i in range(data.n_docs)]
-    id_offsets = np.cumsum([0, *map(len, ids)]).astype(np.uint64)
-    path = folder / f"seg-{ratio}.weft"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    _native.write_segment(
-        fd,
-        str(path),
-        codec,
-        data.values,
-        data.offsets,
-        np.frombuffer(b"".join(ids), np.uint8),
-        id_offsets,
-        "f16",
-        0,
-        None,
-    )
-    os.close(fd)
-    return _native.Searcher([_native.Segment.open(str(path), codec)], codec, 0)
 
 
 def padded_queries(data: EmbeddingSet, length: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -108,31 +62,25 @@ def main() -> None:
             }
             with tempfile.TemporaryDirectory() as work:
                 for ratio in map(int, args.ratios.split(",")):
-                    searcher = build(data, Path(work), ratio)
+                    codec = train(data, Path(work), n_fine=len(data.values) // ratio)
+                    searcher, _ = build(data, Path(work), codec, "f16")
                     for kind, (values, offsets) in kinds.items():
-                        truth = _native.Truth(values, offsets, 100, 0)
-                        truth.scan(data.values, data.offsets, 0)
-                        exact = truth.result()[0]
+                        truth = exact(data, values, offsets)
                         for row in grid(ratio, kind):
-                            found = searcher.search_batch(
-                                values,
-                                offsets,
-                                100,
-                                _native.SearchParams(
-                                    nprobe=row["nprobe"],
-                                    budget=row["budget"],
-                                    ncandidates=row["n1"],
-                                    nrefine=row["n2"],
-                                    nrerank=row["n2"],
-                                    pruned=True,
-                                    floor=row["floor"],
-                                ),
+                            how = params(
+                                nprobe=row["nprobe"],
+                                budget=row["budget"],
+                                ncandidates=row["n1"],
+                                nrefine=row["n2"],
+                                nrerank=row["n2"],
+                                floor=row["floor"],
+                                pruned=True,
                             )
-                            docs = [list(map(int, one.docs)) for one in found]
+                            found = searcher.search_batch(values, offsets, 100, how)
                             row |= {
                                 "set": folder.name,
-                                "r10": overlap(exact, docs, 10),
-                                "r100": overlap(exact, docs, 100),
+                                "r10": overlap(truth, found, 10),
+                                "r100": overlap(truth, found, 100),
                                 "postings": int(np.mean([f.counts["postings"] for f in found])),
                             }
                             out.write(json.dumps(row) + "\n")
