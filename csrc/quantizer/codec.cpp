@@ -25,7 +25,7 @@ constexpr uint32_t kChildrenByRule = 128;
 constexpr float kRatio = kPlaneRatio;
 /// With a second plane the first one's step is this much wider than its own optimum: its error grows by
 /// 8 %, that of both planes together falls by 40 %, because fewer elements lie beyond the outermost
-/// level (docs/adr/0014).
+/// level (docs/adr/0015).
 constexpr float kPlaneWidening = 1.1f;
 constexpr double kLongestCentroid = 2.0;
 constexpr const char* kRemedy = "; the file is damaged, restore it or rebuild";
