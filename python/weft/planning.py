@@ -30,7 +30,7 @@ TOKENS_PER_FINE = 100
 CHILDREN_BY_RULE = 128
 SAMPLE_PER_FINE = 32
 
-# Anonymous bytes of a build (docs/performance.md, "Memory of a build").
+# Anonymous bytes of a build (docs/performance.md, "Build").
 FIXED_BYTES = 108 << 20  # interpreter, numpy, blocks being converted and encoded
 SAMPLE_EXTRA = 24  # per sampled token beside its row: its cell, its number, its place in k-means
 CENTROID_EXTRA = 8  # per centroid beside its row: its bias and its place

@@ -229,7 +229,8 @@ class Tuner:
         """Give the parameters with one lowered a step; unchanged where that would not do."""
         ladder, value = self._ladder(name, k), getattr(params, name)
         less = max((step for step in ladder if step < value), default=value)
-        made = replace(params, **{name: less})
+        lower: dict[str, Any] = {name: less}
+        made = replace(params, **lower)
         return made if made.ncandidates >= made.nrefine >= made.nrerank else params
 
     def _measure(self, k: int, params: SearchParams) -> _Measure:
