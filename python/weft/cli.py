@@ -118,7 +118,7 @@ def plan(
         job = cli_build.Job.look(source, model, nbits, rerank, dim, max_ram, note=view.note)
         foretold = job.plan()
         view.result({"estimated": job.extent.estimated, **as_json(foretold)})
-        view.print(show_plan(foretold, job.extent.estimated))
+        view.print(show_plan(foretold, job))
 
 
 @app.command(
@@ -168,7 +168,7 @@ def build(
             source, model, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
         )
         foretold = job.plan()
-        view.note(show_plan(foretold, job.extent.estimated))
+        view.note(show_plan(foretold, job))
         with cli_build.built_beside(index, replace=replace) as beside, view.progress() as progress:
             job.build(beside, queries, threads=threads, progress=progress)
         info = weft.Index.open(index).info
@@ -344,18 +344,17 @@ def demo(
         )
 
 
-def show_plan(foretold: Plan, estimated: bool) -> Any:  # noqa: ANN401
+def show_plan(foretold: Plan, job: cli_build.Job) -> Any:  # noqa: ANN401
     """Lay out a plan."""
-    about = "about " if estimated else ""
+    about = "about " if job.extent.estimated else ""
+    beside = "" if job.is_embeddings else ", without the encoder"
+    memory = f"{about}{size(foretold.memory_bytes)} of at most {size(foretold.max_ram)}{beside}"
     rows = [
         ("documents", f"{about}{count(foretold.n_docs)}"),
         ("tokens", f"{about}{count(foretold.n_tokens)}"),
         ("index", f"{about}{size(foretold.disk_bytes)} on disk, without texts"),
         ("while building", f"{about}{size(foretold.spool_bytes)} more on disk"),
-        (
-            "peak memory",
-            f"{about}{size(foretold.memory_bytes)} of at most {size(foretold.max_ram)}",
-        ),
+        ("peak memory", memory),
     ]
     if foretold.n_fine:
         rows.append(

@@ -42,11 +42,6 @@ class Extent:
     estimated: bool
 
 
-def is_embeddings(source: Path) -> bool:
-    """Whether a source holds token embeddings, by its name."""
-    return source.suffix in EMBEDDING_SUFFIXES
-
-
 def measure(source: sources.Source, encoder: Encoder | None) -> Extent:
     """Estimate documents and tokens of a source of texts from its first documents."""
     n_docs = n_tokens = n_text = 0
@@ -177,6 +172,11 @@ class Job:
             dim=encoder.info.dim if encoder else dim or IndexConfig.dim, **settings
         )
         return Job(source, encoder, config, measure(source, encoder), max_ram)
+
+    @property
+    def is_embeddings(self) -> bool:
+        """Whether the source holds token embeddings already."""
+        return isinstance(self.source, sources.EmbeddingSource)
 
     def plan(self) -> Plan:
         """Foretell what the build takes."""

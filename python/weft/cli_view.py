@@ -301,6 +301,7 @@ class _Lines:
         self._err = err
         self._stage: str | None = None
         self._state = (0, 0)
+        self._written: tuple[object, ...] = ()
         self._started = self._shown = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -314,12 +315,13 @@ class _Lines:
             self._write(now)
 
     def finish(self) -> None:
-        if self._stage is not None:
+        if self._stage is not None and self._written != (self._stage, *self._state):
             self._write(time.monotonic())
         self._stage = None
 
     def _write(self, now: float) -> None:
         done, total = self._state
+        self._written = (self._stage, done, total)
         seconds = max(now - self._started, 1e-9)
         parts = [f"{self._stage}: {count(done)}" + (f"/{count(total)}" if total else "")]
         parts.append(f"{count(done / seconds)}/s" if seconds > 0.1 and done > seconds else "")

