@@ -39,9 +39,11 @@ def main() -> None:
                 )
                 row = []
                 for k, n_rerank in ((10, 20), (100, 150)):
-                    how = params(exhaustive=True, nrerank=n_rerank if rerank != "none" else 0)
+                    precise = rerank != "none" or nbits == 8
+                    how = params(exhaustive=True, nrerank=n_rerank if precise else 0)
                     row.append(overlap(truth, searcher.search_batch(*queries, k, how), k))
-                label = "none" if rerank == "none" else f"{rerank}, 20 / 150"
+                form = "the codes" if nbits == 8 else rerank
+                label = f"{form}, 20 / 150" if precise else "none"
                 print(
                     f"| {nbits} | {label} | {n_bytes / len(data.values):.1f} "
                     f"| {row[0]:.4f} | {row[1]:.4f} |",

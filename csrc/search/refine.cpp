@@ -23,7 +23,8 @@ Scorer best_scorer(const Segment& segment) noexcept {
   if (!segment.rows().empty() || !segment.has_codes()) {
     return Scorer::rows;
   }
-  return segment.plane().empty() ? Scorer::codes : Scorer::plane;
+  const bool precise = !segment.plane().empty() || segment.codec()->nbits() == 8;
+  return precise ? Scorer::decoded : Scorer::codes;
 }
 
 void interact(std::span<const std::shared_ptr<const Segment>> segments, const Codec& codec,
@@ -61,17 +62,17 @@ void DocumentScorer::lane_maxima(const Segment& segment, uint64_t first, size_t 
       continue;
     }
     // Few documents get here, and every digit counts: f32 rows and the f32 query.
-    const bool plane = scorer == Scorer::plane;
-    const size_t width = plane ? codec->padded_dim() : segment.dim();
+    const bool decoded = scorer == Scorer::decoded;
+    const size_t width = decoded ? codec->padded_dim() : segment.dim();
     if (scratch.rows.size() < kTokensAtOnce * width) {
       scratch.rows.resize(kTokensAtOnce * width);
     }
-    if (plane) {
+    if (decoded) {
       codec->decode_rotated(segment.encoded(at, n), scratch.rows.data());
     } else {
       kernel.half_to_float(segment.rows().data() + at * width, n * width, scratch.rows.data());
     }
-    kernel.maxsim_rows((plane ? query_.rotated_exact : query_.exact).view(), scratch.rows.data(),
+    kernel.maxsim_rows((decoded ? query_.rotated_exact : query_.exact).view(), scratch.rows.data(),
                        width, n, scratch.best.data());
   }
 }

@@ -14,10 +14,12 @@
 
 namespace weft {
 
-/// Which stored form of the tokens a score comes from, poorest first.
-enum class Scorer : uint8_t { codes, plane, rows };
+/// Where a score comes from, poorest first: the codes and an int8 query; what the codes (and their second
+/// plane) decode to and the f32 query; the stored rows and the f32 query.
+enum class Scorer : uint8_t { codes, decoded, rows };
 
-/// The best form this segment stores.
+/// The best form this segment stores. Decoding is worth it where the int8 query is the larger error: with
+/// a second plane, or 8 bits.
 Scorer best_scorer(const Segment& segment) noexcept;
 
 /// Buffers of one document's scoring, reused.

@@ -239,7 +239,7 @@ class Build:
             [segment.native.n_docs for segment in snapshot.segments],
             manifest.n_tokens,
             queries,
-            reranks=manifest.config.rerank is not None,
+            reranks=manifest.config.rerank is not None or manifest.config.nbits == 8,
         )
         tuner.answer_exactly(self._all_rows(kept), self._threads, self._progress)
         tuned_on = "sampled documents" if given is None else "given queries"
