@@ -87,8 +87,8 @@ void reconstruct(const int8_t* centroid, float scale, const uint8_t* levels, flo
 void nearest_levels(const float* row, float step, float middle, size_t dim, uint8_t* out) {
   const float per_step = step > 0.0f ? 1.0f / step : 0.0f;
   for (size_t d = 0; d < dim; ++d) {
-    out[d] = static_cast<uint8_t>(
-        std::min(std::max(0.0f, row[d] * per_step + (middle + 0.5f)), 15.5f));
+    out[d] =
+        static_cast<uint8_t>(std::min(std::max(0.0f, row[d] * per_step + (middle + 0.5f)), 15.5f));
   }
 }
 
