@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -426,4 +427,7 @@ def shown(value: object) -> str:
 
 def main() -> None:
     """Run the command line."""
+    # The threads of a text encoder wait asleep: on a busy 2-core machine spinning cost half of the
+    # tokens per second (docs/performance.md, "The demo").
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="weft")
