@@ -51,11 +51,11 @@ std::string concat(const Parts&... parts) {
 
 /// Throws Error(code) with the joined message unless `condition` holds: for what a caller or a file
 /// can get wrong.
-#define WEFT_REQUIRE(condition, code, ...)                        \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      throw ::weft::Error((code), ::weft::concat(__VA_ARGS__));   \
-    }                                                             \
+#define WEFT_REQUIRE(condition, code, ...)                      \
+  do {                                                          \
+    if (!(condition)) {                                         \
+      throw ::weft::Error((code), ::weft::concat(__VA_ARGS__)); \
+    }                                                           \
   } while (false)
 
 /// Our own invariants: Error(internal) in debug and sanitizer builds, nothing in release.

@@ -32,7 +32,9 @@ struct RaggedView {
   std::span<const uint64_t> offsets;
 
   size_t size() const noexcept { return offsets.empty() ? 0 : offsets.size() - 1; }
-  size_t length(size_t i) const noexcept { return static_cast<size_t>(offsets[i + 1] - offsets[i]); }
+  size_t length(size_t i) const noexcept {
+    return static_cast<size_t>(offsets[i + 1] - offsets[i]);
+  }
   MatrixView<T> operator[](size_t i) const noexcept {
     return tokens.slice(static_cast<size_t>(offsets[i]), length(i));
   }

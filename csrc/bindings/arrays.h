@@ -37,10 +37,10 @@ inline py::array require_array(const py::object& value, const char* name, const 
   const bool same = py::str(array.dtype()).cast<std::string>() == dtype;
   const bool contiguous = (array.flags() & py::array::c_style) != 0;
   if (!same || !contiguous || array.ndim() != ndim) {
-    throw Error(ErrorCode::invalid_argument,
-                concat(name, ": expected a C-contiguous ", ndim, "-dimensional ", dtype,
-                       " array, found ", array.ndim(), "-dimensional ",
-                       py::str(array.dtype()).cast<std::string>()));
+    throw Error(
+        ErrorCode::invalid_argument,
+        concat(name, ": expected a C-contiguous ", ndim, "-dimensional ", dtype, " array, found ",
+               array.ndim(), "-dimensional ", py::str(array.dtype()).cast<std::string>()));
   }
   return array;
 }

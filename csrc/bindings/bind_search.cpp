@@ -231,13 +231,13 @@ void bind_search(py::module_& module) {
       .def("align", &align, py::arg("query"), py::arg("segment"), py::arg("doc"));
 
   py::class_<Truth>(module, "Truth")
-      .def(py::init([](const py::object& values, const py::object& offsets, size_t k,
-                       size_t threads) {
-             return std::make_unique<Truth>(
-                 make_ragged(matrix<float>(values, "values", "float32"),
-                             vector<uint64_t>(offsets, "offsets", "uint64")),
-                 k, threads);
-           }),
+      .def(py::init(
+               [](const py::object& values, const py::object& offsets, size_t k, size_t threads) {
+                 return std::make_unique<Truth>(
+                     make_ragged(matrix<float>(values, "values", "float32"),
+                                 vector<uint64_t>(offsets, "offsets", "uint64")),
+                     k, threads);
+               }),
            py::arg("values"), py::arg("offsets"), py::arg("k"), py::arg("threads") = 0)
       .def("scan", &scan, py::arg("rows"), py::arg("offsets"), py::arg("first_doc"))
       .def("result", &truth_result);

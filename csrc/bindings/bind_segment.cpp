@@ -57,7 +57,7 @@ py::array_t<uint32_t> lengths(const Segment& segment) {
 }
 
 const char* numpy_name(DType dtype) {
-  constexpr const char* kNames[] = {"uint8", "int8",   "uint16", "int16",   "uint32", "int32",
+  constexpr const char* kNames[] = {"uint8",  "int8",  "uint16",  "int16",   "uint32", "int32",
                                     "uint64", "int64", "float16", "float32", "float64"};
   return kNames[static_cast<size_t>(dtype)];
 }
@@ -98,7 +98,8 @@ void bind_segment(py::module_& module) {
       .def_property_readonly("checksum", &Segment::checksum)
       .def_property_readonly("has_codes", &Segment::has_codes)
       .def_property_readonly(
-          "rerank", [](const Segment& segment) { return std::string(rerank_name(segment.rerank())); })
+          "rerank",
+          [](const Segment& segment) { return std::string(rerank_name(segment.rerank())); })
       .def("ids", &ids, py::arg("docs"))
       .def(
           "find",

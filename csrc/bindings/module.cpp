@@ -59,9 +59,9 @@ void translate(std::exception_ptr pointer) {
     if (error.system_errno() != 0) {
       number = py::int_(error.system_errno());
     }
-    const py::object exception = py::module_::import("weft.errors")
-                                     .attr("for_code")(code_name(error.code()), error.what(), path,
-                                                       number);
+    const py::object exception =
+        py::module_::import("weft.errors")
+            .attr("for_code")(code_name(error.code()), error.what(), path, number);
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
   }
 }

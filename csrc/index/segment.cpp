@@ -46,8 +46,7 @@ std::string_view rerank_name(Rerank rerank) noexcept {
 
 std::shared_ptr<const Segment> Segment::open(const std::string& path,
                                              std::shared_ptr<const Codec> codec) {
-  return std::shared_ptr<const Segment>(
-      new Segment(path, Container::open(path), std::move(codec)));
+  return std::shared_ptr<const Segment>(new Segment(path, Container::open(path), std::move(codec)));
 }
 
 Segment::Segment(std::string path, Container container, std::shared_ptr<const Codec> codec)
@@ -136,9 +135,9 @@ std::string_view Segment::id(uint32_t doc) const noexcept {
 }
 
 std::optional<uint32_t> Segment::find(std::string_view wanted) const noexcept {
-  const auto place = std::lower_bound(
-      id_order_.begin(), id_order_.end(), wanted,
-      [this](uint32_t doc, std::string_view value) { return id(doc) < value; });
+  const auto place =
+      std::lower_bound(id_order_.begin(), id_order_.end(), wanted,
+                       [this](uint32_t doc, std::string_view value) { return id(doc) < value; });
   if (place == id_order_.end() || id(*place) != wanted) {
     return std::nullopt;
   }

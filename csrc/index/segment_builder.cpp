@@ -11,8 +11,8 @@ namespace weft {
 
 namespace {
 
-constexpr size_t kBlockTokens = 4'096;   // one parallel_for index
-constexpr size_t kWindowBlocks = 32;     // blocks encoded before they are written: about 9 MB
+constexpr size_t kBlockTokens = 4'096;  // one parallel_for index
+constexpr size_t kWindowBlocks = 32;    // blocks encoded before they are written: about 9 MB
 constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
 
 /// Names the arrays of a segment once: specs in file order, and where each went.

@@ -113,7 +113,8 @@ void maxsim(MatrixView<const float> query, const ExactRows& docs, std::span<floa
         for (size_t i = begin; i < end; ++i) {
           if (docs.f32.offsets.empty()) {
             mine.wide.resize(kRowsAtOnce * query.cols);
-            scores[i] = score_rows(kernel, tile.view(), query.rows, docs.f16[i], mine.wide, mine.best);
+            scores[i] =
+                score_rows(kernel, tile.view(), query.rows, docs.f16[i], mine.wide, mine.best);
           } else {
             scores[i] = score_rows(kernel, tile.view(), query.rows, docs.f32[i], mine.best);
           }
@@ -187,9 +188,9 @@ void Truth::scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
         const int64_t sum =
             std::accumulate(tops_of_lane, tops_of_lane + query.n_tokens, int64_t{0});
         const float estimate = static_cast<float>(sum) * query.scale * mine.bytes.scale;
-        const float error =
-            (query.length_sum + query.error_sum) * mine.bytes.largest_error +
-            query.error_sum * mine.bytes.longest + 1e-4f * query.length_sum * mine.bytes.longest;
+        const float error = (query.length_sum + query.error_sum) * mine.bytes.largest_error +
+                            query.error_sum * mine.bytes.longest +
+                            1e-4f * query.length_sum * mine.bytes.longest;
         if (estimate + error < tops[q].threshold()) {
           continue;
         }

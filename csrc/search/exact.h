@@ -48,9 +48,9 @@ class Truth {
     FloatTileBuffer exact;
     ByteTileBuffer bytes;
     size_t n_tokens;
-    float scale;      ///< row = int8 * scale + error
-    float length_sum; ///< sum of row lengths
-    float error_sum;  ///< sum of the lengths of the rounding errors
+    float scale;       ///< row = int8 * scale + error
+    float length_sum;  ///< sum of row lengths
+    float error_sum;   ///< sum of the lengths of the rounding errors
   };
 
   size_t dim_;

@@ -48,7 +48,7 @@ struct Accumulators {
 /// Returns candidates in (segment, ordinal) order with their sums; fewer than ncandidates if fewer
 /// documents were met.
 std::vector<Candidate> gather(std::span<const std::shared_ptr<const Segment>> segments,
-                              const Probe& probe, std::span<const BitmapView> allow, uint32_t ncandidates,
-                              Accumulators& scratch);
+                              const Probe& probe, std::span<const BitmapView> allow,
+                              uint32_t ncandidates, Accumulators& scratch);
 
 }  // namespace weft

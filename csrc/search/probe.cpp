@@ -28,8 +28,8 @@ void grow(AlignedBuffer<T>& buffer, size_t n) {
 
 /// Fixed-point factor that turns (dot >> shift) of a level into table units.
 int16_t table_factor(double level_scale, unsigned shift, double query_scale, double table_unit) {
-  const double factor = level_scale * query_scale * std::ldexp(1.0, static_cast<int>(shift)) /
-                        table_unit * 32'768.0;
+  const double factor =
+      level_scale * query_scale * std::ldexp(1.0, static_cast<int>(shift)) / table_unit * 32'768.0;
   return static_cast<int16_t>(std::clamp(std::lround(factor), 0L, 32'767L));
 }
 
@@ -150,8 +150,8 @@ void open_cells(const kernels::Kernels& kernel, const kernels::ByteTile& tile, c
   for (const uint32_t cell : out.opened) {
     const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
     uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
-    score_rows(kernel, tile, codec.fine().subspan(begin * tile.dim, count * tile.dim), shift, factor,
-               out.dots, out.child_base.data(), 0, rows);
+    score_rows(kernel, tile, codec.fine().subspan(begin * tile.dim, count * tile.dim), shift,
+               factor, out.dots, out.child_base.data(), 0, rows);
   }
 }
 
@@ -257,7 +257,8 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
     const size_t count = std::min(n_rounds, lists.size());
     const uint32_t floor = count > 0 ? (lists[count - 1].gain * floor_share) >> 8 : 0;
     for (size_t i = 0; i < count; ++i) {
-      const uint32_t gain = ((lists[i].gain - floor) * query.merged[token].weight) >> out.gain_shift;
+      const uint32_t gain =
+          ((lists[i].gain - floor) * query.merged[token].weight) >> out.gain_shift;
       out.lists.push_back({lists[i].fine, std::clamp(gain, 1u, kMaxGain)});
     }
     out.largest_sum += count > 0 ? out.lists[out.lists.size() - count].gain : 0;

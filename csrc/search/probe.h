@@ -26,7 +26,7 @@ struct Probe {
   size_t lanes = 0;
   unsigned shift = 0;       ///< base = dot >> shift
   float base_unit = 0.0f;   ///< score = base * base_unit
-  double table_unit = 0.0; ///< score = table entry * table_unit
+  double table_unit = 0.0;  ///< score = table entry * table_unit
   AlignedBuffer<int16_t> base;
   AlignedBuffer<uint8_t> table;
   AlignedBuffer<uint32_t> cells;  ///< where a cell's rows are; see kernels::ScoreTable

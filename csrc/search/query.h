@@ -24,11 +24,12 @@ struct PreparedQuery {
   PreparedQuery(MatrixView<const float> rows, const Codec* codec);
 
   size_t n_tokens;
-  FloatTileBuffer exact;          ///< the rows as given
-  FloatTileBuffer rotated_exact;  ///< the same, rotated; this and what follows: empty without a codec
+  FloatTileBuffer exact;  ///< the rows as given
+  FloatTileBuffer
+      rotated_exact;  ///< the same, rotated; this and what follows: empty without a codec
   ByteTileBuffer rotated;
-  float scale = 0.0f;          ///< rotated row = int8 * scale
-  double longest = 0.0;        ///< largest length of an int8 row
+  float scale = 0.0f;    ///< rotated row = int8 * scale
+  double longest = 0.0;  ///< largest length of an int8 row
   std::vector<Merged> merged;
 };
 

@@ -37,9 +37,9 @@ void interact(std::span<const std::shared_ptr<const Segment>> segments, const Co
   for (Candidate& candidate : candidates) {
     const Segment& segment = *segments[candidate.ref.segment];
     const uint64_t first = segment.doc_offsets()[candidate.ref.doc];
-    const uint32_t sum = kernel.table_maxsim(table, segment.parents().data() + first,
-                                             segment.children().data() + first,
-                                             segment.length(candidate.ref.doc));
+    const uint32_t sum =
+        kernel.table_maxsim(table, segment.parents().data() + first,
+                            segment.children().data() + first, segment.length(candidate.ref.doc));
     candidate.value = kTableShare * sum + kGainShare * (candidate.value << probe.gain_shift);
   }
   keep_largest(candidates, count);

@@ -129,8 +129,8 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
   const double candidates = std::min<double>(params.ncandidates, static_cast<double>(n_filled_));
   const double refined = std::min<double>(params.nrefine, static_cast<double>(n_filled_));
   const double pruned = centroids * kCentroidCost * width + params.budget * kPostingCost +
-                        static_cast<double>(n_docs_) * 0.1 +
-                        candidates * length * kInteractCost + refined * length * kRefineCost * width;
+                        static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
+                        refined * length * kRefineCost * width;
   return tokens * kScanCost * width <= pruned;
 }
 
@@ -172,8 +172,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     probe(prepared, *codec_, list_lengths_, params, scratch.probe);
     found.n_postings = scratch.probe.n_postings;
     clock.finished(Stage::probe);
-    candidates =
-        gather(segments_, scratch.probe, allow, params.ncandidates, scratch.accumulators);
+    candidates = gather(segments_, scratch.probe, allow, params.ncandidates, scratch.accumulators);
     clock.finished(Stage::gather);
     found.n_candidates = candidates.size();
     // Too few documents met to fill k, though there are more: score them all instead.
@@ -235,8 +234,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   // candidate makes the refine before it idle.
   const bool has_better_form =
       codec_ != nullptr && !segments_.empty() && best_scorer(*segments_.front()) != Scorer::codes;
-  const size_t n_rerank =
-      has_better_form ? std::min<size_t>(params.nrerank, candidates.size()) : 0;
+  const size_t n_rerank = has_better_form ? std::min<size_t>(params.nrerank, candidates.size()) : 0;
   if (codec_ != nullptr && n_rerank < candidates.size()) {
     found.n_refined = candidates.size();
     score_all(false, std::max<size_t>(n_rerank, k));
