@@ -286,8 +286,9 @@ std::vector<Found> Searcher::search_batch(RaggedView<const float> queries, uint3
   return found;
 }
 
-void Searcher::score(MatrixView<const float> query, uint32_t segment,
-                     std::span<const uint32_t> docs, std::span<float> scores) const {
+void Searcher::with_scorer(
+    MatrixView<const float> query,
+    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const {
   require_query(query);
   const Lease lease(*this);
   Scratch& scratch = *lease;
@@ -295,33 +296,30 @@ void Searcher::score(MatrixView<const float> query, uint32_t segment,
   if (codec_ != nullptr) {
     base_scores(prepared, *codec_, scratch.probe);
   }
-  const DocumentScorer scorer(prepared, scratch.probe);
   if (scratch.score.empty()) {
     scratch.score.resize(1);
   }
-  for (size_t i = 0; i < docs.size(); ++i) {
-    require_doc(segment, docs[i]);
-    scores[i] = scorer.score(*segments_[segment], docs[i], best_scorer(*segments_[segment]),
-                             scratch.score[0]);
-  }
+  use(DocumentScorer(prepared, scratch.probe), scratch.score[0]);
+}
+
+void Searcher::score(MatrixView<const float> query, uint32_t segment,
+                     std::span<const uint32_t> docs, std::span<float> scores) const {
+  with_scorer(query, [&](const DocumentScorer& scorer, ScoreScratch& scratch) {
+    for (size_t i = 0; i < docs.size(); ++i) {
+      require_doc(segment, docs[i]);
+      const Segment& of = *segments_[segment];
+      scores[i] = scorer.score(of, docs[i], best_scorer(of), scratch);
+    }
+  });
 }
 
 void Searcher::align(MatrixView<const float> query, uint32_t segment, uint32_t doc,
                      std::span<uint32_t> tokens, std::span<float> similarities) const {
-  require_query(query);
   require_doc(segment, doc);
-  const Lease lease(*this);
-  Scratch& scratch = *lease;
-  const PreparedQuery prepared(query, codec_.get());
-  if (codec_ != nullptr) {
-    base_scores(prepared, *codec_, scratch.probe);
-  }
-  const DocumentScorer scorer(prepared, scratch.probe);
-  if (scratch.score.empty()) {
-    scratch.score.resize(1);
-  }
-  scorer.align(*segments_[segment], doc, best_scorer(*segments_[segment]), scratch.score[0], tokens,
-               similarities);
+  with_scorer(query, [&](const DocumentScorer& scorer, ScoreScratch& scratch) {
+    const Segment& of = *segments_[segment];
+    scorer.align(of, doc, best_scorer(of), scratch, tokens, similarities);
+  });
 }
 
 }  // namespace weft

@@ -86,6 +86,9 @@ class Searcher {
   Found search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                     std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
                     const std::function<bool()>& poll, Trace* trace) const;
+  /// Prepares the query and lends a scorer of single documents to `use`.
+  void with_scorer(MatrixView<const float> query,
+                   const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
   bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const;
   std::vector<Candidate> every_document(std::span<const BitmapView> allow) const;
   void require_query(MatrixView<const float> query) const;
