@@ -20,7 +20,7 @@ from weft.arrays import crc32c
 from weft.documents import check_metadata, encode_spans
 from weft.errors import WeftError
 from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, Tuning
-from weft.planning import sample_bytes, segment_cuts
+from weft.planning import plan, require_room, sample_bytes, segment_cuts
 from weft.searcher import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
@@ -73,7 +73,9 @@ class Build:
         base, spool = self._base, self._spool
         codec, entry, kept = self._snapshot.codec, base.codec, self._snapshot.segments
         n_tokens = base.n_tokens + spool.n_tokens
-        if codec is None and n_tokens >= defaults.codec_tokens:
+        trains = codec is None and n_tokens >= defaults.codec_tokens
+        self._require_room(base.n_docs if trains else 0, base.n_tokens if trains else 0)
+        if trains:
             for segment in kept:
                 self._absorb(segment)
             kept, tune = (), True
@@ -96,6 +98,12 @@ class Build:
             manifest = self._tune(manifest, kept, queries)
         self._directory.sync_directory()
         return manifest
+
+    def _require_room(self, n_docs: int, n_tokens: int) -> None:
+        """Refuse what cannot fit, beside so many documents that will be encoded again."""
+        n_docs, n_tokens = n_docs + self._spool.n_docs, n_tokens + self._spool.n_tokens
+        needed = plan(self._base.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=self._max_ram)
+        require_room(needed, self._directory.path, spooled=True)
 
     def discard(self) -> None:
         """Remove what was made; what cannot be removed is left to the next writer."""

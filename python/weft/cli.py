@@ -15,6 +15,7 @@ import weft
 from weft import cli_build
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count, duration, pairs, size
+from weft.planning import require_room
 from weft.types import IndexConfig, defaults
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def build(
         foretold = job.plan()
         view.note(show_plan(foretold, job))
         with cli_build.built_beside(index, replace=replace) as beside, view.progress() as progress:
+            require_room(foretold, beside.parent)
             job.build(beside, queries, threads=threads, progress=progress)
         info = weft.Index.open(index).info
         seconds = time.monotonic() - started

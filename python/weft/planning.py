@@ -7,16 +7,18 @@ The writer takes its limits from here, so that the plan it prints is the plan it
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weft.checks import check_int
-from weft.errors import InvalidArgumentError
+from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
 from weft.types import Plan, defaults
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from weft.types import IndexConfig
 
-MIN_RAM = 64 << 20
+MIN_RAM = 128 << 20  # FIXED_BYTES and some to work with
 MAX_COARSE = 65_536
 TOKENS_PER_FINE = 100
 CHILDREN_BY_RULE = 128
@@ -170,6 +172,52 @@ def plan(
         memory_bytes=memory,
         max_ram=ram,
     )
+
+
+def require_room(plan: Plan, folder: Path, *, spooled: bool = False) -> None:
+    """Refuse a build that cannot fit, before it starts.
+
+    Parameters
+    ----------
+    plan
+        What the build takes.
+    folder
+        The index, or the folder that it will be in.
+    spooled
+        The rows have been spooled already.
+
+    Raises
+    ------
+    OutOfMemoryError
+        It needs more memory than `max_ram`, or than there is.
+    StorageError
+        It needs more disk than is free.
+    """
+    needed = plan.memory_bytes
+    if needed > plan.max_ram:
+        raise OutOfMemoryError(
+            f"memory: building {plan.n_tokens} tokens needs {_mib(needed)}, expected at most the "
+            f"{_mib(plan.max_ram)} of max_ram; raise it, or add the documents in several commits"
+        )
+    available = available_memory() + FIXED_BYTES  # the interpreter has most of that already
+    if needed > available:
+        raise OutOfMemoryError(
+            f"memory: building {plan.n_tokens} tokens needs {_mib(needed)}, "
+            f"{_mib(available)} are available; lower max_ram, now {_mib(plan.max_ram)}"
+        )
+    written = plan.disk_bytes + (0 if spooled else plan.spool_bytes)
+    free = shutil.disk_usage(folder).free
+    if written > free:
+        raise StorageError(
+            f"{folder}: building {plan.n_tokens} tokens needs {_mib(written)} on disk, "
+            f"{_mib(free)} are free",
+            str(folder),
+            errno.ENOSPC,
+        )
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def bytes_per_token(config: IndexConfig, docs_per_segment: float) -> float:

@@ -288,9 +288,15 @@ class Writer:
 
         Raises
         ------
+        OutOfMemoryError
+            By its plan the build does not fit in `max_ram`; raised before it starts.
         StorageError
-            The disk is full, or the like: the index is as it was, what was added is kept, and
-            `commit` may be called again.
+            The disk is full, or the like.
+
+        Notes
+        -----
+        Whatever is raised, the index is as it was, what was added is kept, and `commit` may be
+        called again.
         """
         spool = self._open_spool()
         if spool.n_docs == 0 and not (self._tune_asked and self._snapshot.codec is not None):

@@ -2,6 +2,7 @@
 """An index that has grown a codec: encoding, operating points, reproducibility; and windows."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,28 @@ def test_an_interrupt_leaves_the_index_as_it_was(make_index, small_codec, rng):
     writer.close()
     assert len(index) == 123
     assert index.verify(deep=True) == ()
+
+
+@pytest.mark.parametrize("kind", [errors.OutOfMemoryError, errors.StorageError])
+def test_a_commit_that_cannot_fit_is_refused_before_it_starts(
+    make_index, small_codec, rng, monkeypatch, kind
+):
+    index = make_index(ragged_docs(rng, 3, 8))
+    stages = []
+    with index.writer(progress=lambda stage, _done, _total: stages.append(stage)) as writer:
+        writer.add([f"e{i}" for i in range(120)], ragged_docs(rng, 120, 8))
+        with monkeypatch.context() as patch:
+            if kind is errors.OutOfMemoryError:
+                patch.setattr("weft.planning.FIXED_BYTES", 1 << 50)
+            else:
+                free = SimpleNamespace(free=1_000)
+                patch.setattr("weft.planning.shutil.disk_usage", lambda _folder: free)
+            with pytest.raises(kind, match="needs"):
+                writer.commit()
+        assert stages == []
+        assert len(weft.Index.open(index.path)) == 3
+        writer.commit()
+    assert len(index) == 123
 
 
 def test_memory_limit_cuts_segments(make_index, rng, monkeypatch):

@@ -139,6 +139,15 @@ class TestBuild:
         assert status == 5
         assert str(os.getpid()) in err
 
+    def test_what_cannot_fit_is_refused_first(self, embeddings, tmp_path, monkeypatch):
+        monkeypatch.setattr("weft.planning.FIXED_BYTES", 300 << 20)
+        words = ["build", tmp_path / "a.index", embeddings, "--json", "--max-ram", "200MiB"]
+        status, _, err = run(*words)
+        error = json.loads(err.splitlines()[-1])["error"]
+        assert (status, error["code"]) == (7, "out_of_memory")
+        assert "needs 300.0 MiB, expected at most the 200.0 MiB of max_ram" in error["message"]
+        assert not list(tmp_path.glob("a.index*"))
+
     def test_skipped_documents_are_counted_and_change_the_status(self, notes, tmp_path):
         lines = [json.dumps({"_id": name, "text": text}) for name, text in TEXTS.items()]
         (tmp_path / "c.jsonl").write_text("\n".join([*lines, "not json"]))

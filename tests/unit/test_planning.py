@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan follows its stated rules, and segments stay within their limits."""
 
+import errno
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 import weft
 from weft import planning
-from weft.errors import InvalidArgumentError
+from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
 from weft.types import defaults
 
 
@@ -59,7 +62,7 @@ def test_a_small_index_is_its_rows():
         ("8GiB", 8 << 30),
         ("512 MiB", 512 << 20),
         ("1.5GB", 1_500_000_000),
-        ("100000000", 100_000_000),
+        ("200000000", 200_000_000),
         (1 << 30, 1 << 30),
     ],
 )
@@ -71,6 +74,44 @@ def test_memory_in_words(text, n):
 def test_memory_that_cannot_be(text):
     with pytest.raises(InvalidArgumentError, match="max_ram="):
         planning.parse_ram(text)
+
+
+ROOM = {
+    "memory for the limit": ("memory", "memory: building 1000000 tokens needs .*MiB of max_ram"),
+    "memory of the machine": ("available", "memory: .* needs .* 1.0 MiB are available"),
+    "disk": ("disk", r"building 1000000 tokens needs .* MiB on disk, 5\.0 MiB are free"),
+}
+
+
+def free(n_bytes):
+    return lambda _folder: SimpleNamespace(free=n_bytes)
+
+
+@pytest.mark.parametrize("case", ROOM)
+def test_a_build_that_cannot_fit_is_refused(case, tmp_path, monkeypatch):
+    which, message = ROOM[case]
+    ram = "128MiB" if which == "memory" else "3GiB"
+    found = weft.plan(weft.IndexConfig(), n_docs=10_000, n_tokens=1_000_000, max_ram=ram)
+    if which == "available":
+        monkeypatch.setattr(planning, "available_memory", lambda: (1 << 20) - planning.FIXED_BYTES)
+    if which == "disk":
+        monkeypatch.setattr(planning.shutil, "disk_usage", free(5 << 20))
+    with pytest.raises(StorageError if which == "disk" else OutOfMemoryError, match=message):
+        planning.require_room(found, tmp_path)
+
+
+def test_what_is_spooled_already_needs_no_disk(tmp_path, monkeypatch):
+    found = weft.plan(weft.IndexConfig(), n_docs=10_000, n_tokens=1_000_000, max_ram="3GiB")
+    monkeypatch.setattr(planning.shutil, "disk_usage", free(found.disk_bytes))
+    planning.require_room(found, tmp_path, spooled=True)
+    with pytest.raises(StorageError) as caught:
+        planning.require_room(found, tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_small_build_fits_the_smallest_memory(tmp_path):
+    found = weft.plan(weft.IndexConfig(), n_docs=100, n_tokens=10_000, max_ram=planning.MIN_RAM)
+    planning.require_room(found, tmp_path)
 
 
 def test_memory_by_default():
