@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""weft as a user has it: tuned operating points, and settings by hand."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from engines.base import Engine, Setting
+
+import weft
+
+NAMES = ("budget", "ncandidates", "nrefine", "nrerank")
+BY_HAND = {
+    10: ((3_000, 200, 50, 20), (10_000, 500, 100, 20), (20_000, 1_000, 200, 20),
+         (50_000, 2_000, 400, 30)),
+    100: ((10_000, 500, 200, 150), (20_000, 1_000, 300, 150), (50_000, 2_000, 500, 200),
+          (100_000, 4_000, 1_000, 300)),
+}  # fmt: skip
+
+
+class Adapter(Engine):
+    package = "weft"
+
+    def settings(self, k: int) -> list[Setting]:
+        tuned = [{"recall": target} for target in (0.8, 0.9, 0.95, 0.99, 1.0)]
+        return [dict(zip(NAMES, point, strict=True)) for point in BY_HAND[k]] + tuned
+
+    def build(self, folder: Path) -> Setting:
+        seen: dict[str, float] = {}
+
+        def progress(stage: str, _done: int, _total: int) -> None:
+            seen.setdefault(stage, time.perf_counter())
+
+        index = weft.Index.create(folder, weft.IndexConfig(dim=self.values.shape[1]))
+        with index.writer(threads=self.threads, progress=progress) as writer:
+            ids = [str(number) for number in range(len(self.offsets) - 1)]
+            writer.add(ids, (self.values, self.offsets))
+        tuning = seen["commit"] - seen["truth"] if "truth" in seen else 0.0
+        return {"tuning_s": round(tuning, 2)}
+
+    def open(self, folder: Path) -> None:
+        self.searcher = weft.Index.open(folder).searcher(threads=self.threads)
+
+    def search(self, query: np.ndarray, k: int, setting: Setting) -> weft.Hits:
+        return self.searcher.search(query, k, **_how(setting))
+
+    def search_batch(self, queries: list, k: int, setting: Setting) -> list:
+        return list(self.searcher.search_batch(queries, k, **_how(setting)))
+
+    def numbers(self, found: weft.Hits) -> list[int]:
+        return [int(name) for name in found.ids]
+
+
+def _how(setting: Setting) -> Setting:
+    return setting if "recall" in setting else {"params": weft.SearchParams(**setting)}
