@@ -301,11 +301,11 @@ def evaluate(
             retriever = weft.Retriever.open(index, model=model, threads=threads)
         with view.progress() as progress:
             measured = cli_build.measure_quality(
-                retriever, queries, qrels, k=k, recall=recall, progress=progress
+                retriever, queries, qrels, k=k, recall=recall, threads=threads, progress=progress
             )
         view.result(measured)
         view.print(pairs((name, shown(value)) for name, value in measured.items()))
-        if fail_under is not None and measured[f"recall@{k} against exact"] < fail_under:
+        if fail_under is not None and measured[f"recall@{k}"] < fail_under:
             raise typer.Exit(EXIT_CHECK_FAILED)
 
 
@@ -390,7 +390,8 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
     for point in info.operating_points:
         if point.target == defaults.recall:
             measured = "not measured" if point.measured is None else f"{point.measured:.3f}"
-            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}"))
+            against = cli_build.TRUTHS[info.truth] if info.truth else "nothing"
+            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
     return pairs(rows)
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
 QUALITY_DEPTH = 100
 SAMPLED_DOCUMENTS, SAMPLED_BYTES = 2_000, 4_000_000
+TRUTHS = {
+    "rows": "exact MaxSim over the rows",
+    "stored": "exhaustive MaxSim over the stored codes; the rows are not kept",
+}
 BYTES_PER_TOKEN = 4.3
 """Of English text under a BERT-like tokenizer; used where no model is named."""
 
@@ -74,12 +78,17 @@ def build_texts(
     progress: Progress | None = None,
 ) -> None:
     """Encode documents and index them, tuned on the queries of a file if there is one."""
+    asked = None if queries is None else _questions(queries)
     retriever = Retriever.create(path, encoder, config=config, threads=threads)
-    if retriever.add(documents, max_ram=max_ram, progress=progress) == 0:
+    if retriever.add(documents, queries=asked, max_ram=max_ram, progress=progress) == 0:
         raise InvalidArgumentError("the source holds no documents, expected at least one")
-    if queries is not None:
-        texts = [document.text or "" for document in sources.read(queries)]
-        retriever.index.tune([query.values for query in retriever.encode_queries(texts)])
+
+
+def _questions(path: Path) -> list[str]:
+    texts = list(evaluation.read_queries(path).values())
+    if not texts:
+        raise InvalidArgumentError(f"{path}: no queries in it, expected at least one")
+    return texts
 
 
 @contextmanager
@@ -240,9 +249,13 @@ def measure_quality(
     *,
     k: int,
     recall: float,
+    threads: int | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Answer the queries of a file, and compare with the exhaustive search and the judgements."""
+    """Answer the queries of a file, and compare with the exact search and the judgements.
+
+    Exact is `Searcher.exact_search`, over what the index keeps of the rows; "against" says what.
+    """
     texts = evaluation.read_queries(queries)
     grades = None if qrels is None else evaluation.read_qrels(qrels)
     if grades is not None:
@@ -251,7 +264,7 @@ def measure_quality(
         raise InvalidArgumentError(f"{queries}: no queries to ask, expected at least one")
     depth = k if grades is None else max(k, QUALITY_DEPTH)
     rows = [query.values for query in retriever.encode_queries(list(texts.values()))]
-    searcher = retriever.index.searcher()
+    searcher = retriever.index.searcher(threads=threads)
     answers, exact, times = [], [], []
     for number, row in enumerate(rows, start=1):
         started = time.perf_counter()
@@ -265,8 +278,12 @@ def measure_quality(
     result: dict[str, Any] = {
         "queries": len(rows),
         "path": point.path,
-        f"recall@{k} against exact": evaluation.mean_overlap(answers, exact),
+        f"recall@{k}": evaluation.mean_overlap(answers, exact),
+        "against": TRUTHS[searcher.truth],
         "recall promised": point.measured,
+        "promised against": None
+        if point.measured is None
+        else TRUTHS[retriever.index.info.truth or searcher.truth],
         "median ms": statistics.median(times),
     }
     if grades is not None:

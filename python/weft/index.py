@@ -192,6 +192,7 @@ class Index:
             n_coarse=None if codec is None else codec.n_coarse,
             n_fine=None if codec is None else codec.n_fine,
             operating_points=manifest.operating_points,
+            truth=None if manifest.tuning is None else manifest.tuning.truth,
         )
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -163,6 +163,12 @@ class Searcher:
     def device(self) -> str:
         """Where searches run."""
         return "cpu"
+
+    @property
+    def truth(self) -> Literal["rows", "stored"]:
+        """What `exact_search` scores: the rows, or the best codes that are stored of them."""
+        has_rows = self._snapshot.codec is None or self._manifest.config.rerank == "f16"
+        return "rows" if has_rows else "stored"
 
     def __len__(self) -> int:
         """Count the documents."""

@@ -442,7 +442,12 @@ class TokenEmbeddings:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index holds at one generation."""
+    """What an index holds at one generation.
+
+    `truth` is what the recall of the operating points was measured against: "rows", exact MaxSim
+    over the rows as they were added, or "stored", over the best that is kept of them; None where
+    nothing was measured.
+    """
 
     path: str
     generation: int
@@ -457,6 +462,7 @@ class IndexInfo:
     n_coarse: int | None
     n_fine: int | None
     operating_points: tuple[OperatingPoint, ...]
+    truth: str | None
 
 
 @dataclass(frozen=True)

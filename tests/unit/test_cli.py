@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 import weft
+from helpers import FakeEncoder
+from weft import cli_build
 from weft.cli import app
 from weft.cli_hits import best_window, matched_words, snippet, whole_word
 from weft.cli_view import _Lines, console, duration, size
@@ -161,6 +163,34 @@ class TestBuild:
         (tmp_path / "q.tsv").write_text("q1\thow long should tea steep\n")
         words = ["build", tmp_path / "t.index", notes, "--model", MODEL]
         assert run(*words, "--queries", tmp_path / "q.tsv")[0] == 0
+        assert weft.Index.open(tmp_path / "t.index").generation == 2
+
+    def test_tunes_once_and_against_the_rows(self, small_codec, tmp_path):
+        (tmp_path / "q.tsv").write_text("q1\tw1 w2 w3\nq2\tw7 w8\n")
+        documents = [
+            weft.Document(f"d{i}", " ".join(f"w{(i * j) % 97}" for j in range(12)))
+            for i in range(60)
+        ]
+        stages = []
+        cli_build.build_texts(
+            tmp_path / "t.index",
+            documents,
+            FakeEncoder(),
+            weft.IndexConfig(dim=16),
+            queries=tmp_path / "q.tsv",
+            progress=lambda stage, done, _total: stages.append((stage, done)),
+        )
+        info = weft.Index.open(tmp_path / "t.index").info
+        assert {point.tuned_on for point in info.operating_points} == {"given queries"}
+        assert (info.generation, info.truth) == (2, "rows")
+        assert stages.count(("tune", 0)) == stages.count(("tune", 1)) == 1
+
+    def test_queries_that_are_none(self, notes, tmp_path):
+        (tmp_path / "q.tsv").write_text("\n")
+        words = ["build", tmp_path / "t.index", notes, "--model", MODEL]
+        status, _, err = run(*words, "--queries", tmp_path / "q.tsv")
+        assert status == 3
+        assert "q.tsv: no queries in it" in err
 
 
 class TestPlan:
@@ -271,8 +301,23 @@ class TestOtherCommands:
         measured = json.loads(out)
         assert status == 0
         assert measured["nDCG@10"] == 1.0
-        assert measured["recall@10 against exact"] == 1.0
+        assert measured["recall@10"] == measured["recall promised"] == 1.0
+        assert measured["against"] == measured["promised against"] == "exact MaxSim over the rows"
         assert run(*words, "--fail-under", 1.1)[0] == 9
+
+    @pytest.mark.parametrize(("rerank", "said"), [("f16", "the rows"), (None, "stored codes")])
+    def test_eval_says_what_recall_is_against(self, small_codec, tmp_path, rerank, said):
+        (tmp_path / "q.tsv").write_text("q1\tw1 w2 w3\n")
+        retriever = weft.Retriever.create(
+            tmp_path / "e.index", FakeEncoder(), config=weft.IndexConfig(dim=16, rerank=rerank)
+        )
+        texts = [" ".join(f"w{(i * j) % 97}" for j in range(12)) for i in range(60)]
+        retriever.add(weft.Document(f"d{i}", text) for i, text in enumerate(texts))
+        measured = cli_build.measure_quality(
+            retriever, tmp_path / "q.tsv", None, k=10, recall=0.9, threads=1, progress=None
+        )
+        assert said in measured["against"]
+        assert "the rows" in measured["promised against"]
 
     def test_version(self):
         assert run("--version")[1].strip() == weft.__version__
