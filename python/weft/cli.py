@@ -80,6 +80,9 @@ Recall = Annotated[
     float,
     typer.Option(help="Recall against exact search to aim at; 1.0 scores every document."),
 ]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Show which word each query token matched, and how well.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads; all processors that we may use by default.")
 ]
@@ -203,10 +206,7 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="The question, as text.")],
     k: K = defaults.k,
     recall: Recall = defaults.recall,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Show which word each query token matched, and how well."),
-    ] = False,
+    explain: Explain = False,
     model: Model = None,
     threads: Threads = None,
     json: Json = False,
@@ -315,10 +315,7 @@ def demo(
         str | None, typer.Argument(metavar="[QUESTION]", help="Ask this; else a few are asked.")
     ] = None,
     k: K = 3,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Show which word each query token matched, and how well."),
-    ] = False,
+    explain: Explain = False,
     path: Annotated[
         Path | None,
         typer.Option(

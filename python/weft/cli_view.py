@@ -32,20 +32,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from weft.errors import (
-    CorruptIndexError,
-    DeviceError,
-    IncompatibleIndexError,
-    IndexExistsError,
-    IndexLockedError,
-    InvalidArgumentError,
-    MissingExtraError,
-    NotFoundError,
-    OutOfMemoryError,
-    StorageError,
-    WeftError,
-    WriterClosedError,
-)
+from weft import errors
+from weft.errors import WeftError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,17 +48,17 @@ EXIT_CHECK_FAILED = 9
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
-    (InvalidArgumentError, 3, "invalid_argument"),
-    (WriterClosedError, 3, "writer_closed"),
-    (NotFoundError, 4, "not_found"),
-    (IndexExistsError, 5, "index_exists"),
-    (IndexLockedError, 5, "index_locked"),
-    (CorruptIndexError, 6, "corrupt"),
-    (IncompatibleIndexError, 6, "incompatible"),
-    (OutOfMemoryError, 7, "out_of_memory"),
-    (StorageError, 7, "io"),
-    (DeviceError, 7, "device"),
-    (MissingExtraError, 8, "missing_extra"),
+    (errors.InvalidArgumentError, 3, "invalid_argument"),
+    (errors.WriterClosedError, 3, "writer_closed"),
+    (errors.NotFoundError, 4, "not_found"),
+    (errors.IndexExistsError, 5, "index_exists"),
+    (errors.IndexLockedError, 5, "index_locked"),
+    (errors.CorruptIndexError, 6, "corrupt"),
+    (errors.IncompatibleIndexError, 6, "incompatible"),
+    (errors.OutOfMemoryError, 7, "out_of_memory"),
+    (errors.StorageError, 7, "io"),
+    (errors.DeviceError, 7, "device"),
+    (errors.MissingExtraError, 8, "missing_extra"),
 ]
 
 PLAIN_LINE_SECONDS = 10.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weft import _native
 from weft.arrays import Embeddings
 from weft.builder import checksum_of
+from weft.checks import check_device
 from weft.documents import DocumentStore
 from weft.errors import (
     CorruptIndexError,
@@ -22,7 +23,7 @@ from weft.errors import (
 )
 from weft.manifest import Manifest, check_generation, generations, load, publish
 from weft.planning import plan
-from weft.searcher import Searcher, Snapshot
+from weft.searcher import Searcher, Snapshot, require_checksum, require_size
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
 from weft.writer import Writer
@@ -270,10 +271,7 @@ class Index:
         CorruptIndexError
             A file is missing or damaged.
         """
-        if device != "cpu":
-            from weft.errors import DeviceError
-
-            raise DeviceError(f'device={device!r}: expected "cpu", the only one of this build')
+        check_device(device)
         for attempt in range(OPEN_ATTEMPTS):
             try:
                 return Searcher(Snapshot(self._directory, self._manifest), threads=threads)
@@ -381,18 +379,14 @@ class Index:
         return tuple(problems)
 
     def _verify_file(self, name: str, *, deep: bool) -> None:
-        manifest, path = self._manifest, self.path / name
-        entry = manifest.files[name]
-        found = self._directory.size(name)
-        if found != entry.size:
-            size = "is missing" if found is None else f"has {found} bytes"
-            raise CorruptIndexError(f"{path}: {size}, expected {entry.size} bytes", str(path))
+        manifest = self._manifest
+        path = require_size(self._directory, manifest, name)
         segment = next((s for s in manifest.segments if name in s.files), None)
         if segment is not None and name == segment.documents_file:
             store = DocumentStore(path)
             try:
                 if deep:
-                    self._check_bytes(path, entry.checksum)
+                    require_checksum(manifest, path, _checksum_of_file(path))
                     store.check(segment.n_windows)
             finally:
                 store.close()
@@ -408,21 +402,16 @@ class Index:
             checksum = native.checksum
             if deep:
                 native.verify()
-        if f"{checksum:08x}" != entry.checksum:
-            raise CorruptIndexError(
-                f"{path}: checksum {checksum:08x}, expected {entry.checksum}", str(path)
-            )
+        require_checksum(manifest, path, checksum)
 
-    @staticmethod
-    def _check_bytes(path: Path, expected: str) -> None:
-        with os_errors("read", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                found = f"{checksum_of(fd):08x}"
-            finally:
-                os.close(fd)
-        if found != expected:
-            raise CorruptIndexError(f"{path}: checksum {found}, expected {expected}", str(path))
+
+def _checksum_of_file(path: Path) -> int:
+    with os_errors("read", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return checksum_of(fd)
+        finally:
+            os.close(fd)
 
 
 def _encoder_info(encoder: object) -> EncoderInfo | None:

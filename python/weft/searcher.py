@@ -29,6 +29,7 @@ from weft.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -67,46 +68,25 @@ class Snapshot:
         self.manifest = manifest
         self.codec: _native.Codec | None = None
         if manifest.codec is not None:
-            path = self._checked(directory, manifest.codec.file)
-            self.codec = _native.Codec.open(path)
-            self._same(path, manifest.codec.file, self.codec.checksum)
+            path = require_size(directory, manifest, manifest.codec.file)
+            self.codec = _native.Codec.open(str(path))
+            require_checksum(manifest, path, self.codec.checksum)
         segments = []
         for entry in manifest.segments:
-            path = self._checked(directory, entry.file)
-            native = _native.Segment.open(path, self.codec)
-            self._same(path, entry.file, native.checksum)
+            path = require_size(directory, manifest, entry.file)
+            native = _native.Segment.open(str(path), self.codec)
+            require_checksum(manifest, path, native.checksum)
             if (native.n_docs, native.n_tokens) != (entry.n_windows, entry.n_tokens):
                 raise CorruptIndexError(
                     f"{path}: holds {native.n_docs} windows and {native.n_tokens} tokens, expected "
                     f"{entry.n_windows} and {entry.n_tokens}",
-                    path,
+                    str(path),
                 )
             documents = None
             if entry.documents:
-                self._checked(directory, entry.documents_file)
-                documents = DocumentStore(directory.path / entry.documents_file)
+                documents = DocumentStore(require_size(directory, manifest, entry.documents_file))
             segments.append(OpenSegment(entry, native, documents))
         self.segments = tuple(segments)
-
-    def _checked(self, directory: Directory, name: str) -> str:
-        path = str(directory.path / name)
-        expected, found = self.manifest.files[name].size, directory.size(name)
-        if found != expected:
-            size = "is missing" if found is None else f"has {found} bytes"
-            raise CorruptIndexError(
-                f"{path}: {size}, expected {expected} bytes; restore the file or rebuild the index",
-                path,
-            )
-        return path
-
-    def _same(self, path: str, name: str, checksum: int) -> None:
-        expected = self.manifest.files[name].checksum
-        if f"{checksum:08x}" != expected:
-            raise CorruptIndexError(
-                f"{path}: checksum {checksum:08x}, expected {expected}; "
-                f"restore the file or rebuild the index",
-                path,
-            )
 
     def find(self, doc_id: str) -> Place | None:
         """Give the place of a document."""
@@ -123,6 +103,30 @@ class Snapshot:
                     n_windows += 1
                 return Place(number, first, n_windows)
         return None
+
+
+def require_size(directory: Directory, manifest: Manifest, name: str) -> Path:
+    """Give the path of a file that has the size which the manifest names."""
+    path = directory.path / name
+    expected, found = manifest.files[name].size, directory.size(name)
+    if found != expected:
+        size = "is missing" if found is None else f"has {found} bytes"
+        raise CorruptIndexError(
+            f"{path}: {size}, expected {expected} bytes; restore the file or rebuild the index",
+            str(path),
+        )
+    return path
+
+
+def require_checksum(manifest: Manifest, path: Path, checksum: int) -> None:
+    """Refuse a file whose checksum is not the one that the manifest names."""
+    expected = manifest.files[path.name].checksum
+    if f"{checksum:08x}" != expected:
+        raise CorruptIndexError(
+            f"{path}: checksum {checksum:08x}, expected {expected}; "
+            f"restore the file or rebuild the index",
+            str(path),
+        )
 
 
 class Searcher:

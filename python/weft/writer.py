@@ -17,10 +17,9 @@ import numpy as np
 
 from weft.arrays import Embeddings, check_threads, normalized, query_rows, ragged
 from weft.builder import Build
-from weft.checks import check_int
+from weft.checks import check_device, check_int
 from weft.documents import check_metadata, check_spans, check_text, encode_spans
 from weft.errors import (
-    DeviceError,
     IndexLockedError,
     InvalidArgumentError,
     StorageError,
@@ -100,8 +99,7 @@ class Writer:
         progress: Progress | None = None,
         on_commit: Callable[[Manifest], None] | None = None,
     ) -> None:
-        if device != "cpu":
-            raise DeviceError(f'device={device!r}: expected "cpu", the only one of this build')
+        check_device(device)
         self._threads = check_threads(threads)
         self._max_ram = parse_ram(max_ram)
         self._progress = progress or (lambda _stage, _done, _total: None)
