@@ -23,10 +23,10 @@ format:
 	ruff format --quiet
 	clang-format -i $(sources)
 
-tidy:
-	cmake -S . -B build/tidy -G Ninja -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+tidy:       ## clang-tidy over the engine without its kernels
+	cmake -S . -B build/tidy -G Ninja -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPYBIND11_FINDPYTHON=ON \
 	  -Dpybind11_DIR=$$(python -m pybind11 --cmakedir)
-	run-clang-tidy -quiet -p build/tidy 'csrc/(base|quantizer|index|search|bindings)/'
+	clang-tidy --quiet -p build/tidy $(filter-out csrc/kernels/%,$(filter csrc/%.cpp,$(sources)))
 
 asan:       ## the Python suite over an engine built with the address and undefined-behaviour sanitizers
 	pip install -c constraints.txt --no-build-isolation --no-deps --target $(sanitized) --upgrade \
@@ -36,7 +36,7 @@ asan:       ## the Python suite over an engine built with the address and undefi
 	  pytest tests/engine tests/lifecycle tests/fuzz tests/golden
 
 tsan:       ## the C++ tests under the thread sanitizer
-	cmake -S . -B build/tsan -G Ninja -DWEFT_BUILD_TESTS=ON -DWEFT_SANITIZE=thread
+	cmake -S tests/cpp -B build/tsan -G Ninja -DWEFT_SANITIZE=thread
 	cmake --build build/tsan
 	ctest --test-dir build/tsan --output-on-failure
 

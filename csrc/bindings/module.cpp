@@ -43,6 +43,7 @@ const char* code_name(ErrorCode code) {
 
 /// weft::Error becomes the class that weft.errors.for_code names; a pending signal wins, since
 /// "cancelled" is how a polled Ctrl-C comes back.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 gives the signature
 void translate(std::exception_ptr pointer) {
   try {
     if (pointer) {

@@ -20,10 +20,10 @@ void store_word(uint8_t* out, uint32_t word) { std::memcpy(out, &word, sizeof wo
 
 template <unsigned nbits>
 void pack_levels(const uint8_t* levels, size_t dim, uint8_t* codes) {
-  constexpr unsigned kParts = 8 / nbits;
+  constexpr size_t kParts = 8 / nbits;
   for (size_t d = 0; d < dim; d += 4 * kParts, codes += 4) {
     uint32_t word = 0;
-    for (unsigned s = 0; s < kParts; ++s) {
+    for (size_t s = 0; s < kParts; ++s) {
       word |= load_word(levels + d + 4 * s) << (nbits * s);
     }
     store_word(codes, word);
@@ -32,11 +32,11 @@ void pack_levels(const uint8_t* levels, size_t dim, uint8_t* codes) {
 
 template <unsigned nbits>
 void unpack_levels(const uint8_t* codes, size_t dim, uint8_t* levels) {
-  constexpr unsigned kParts = 8 / nbits;
+  constexpr size_t kParts = 8 / nbits;
   constexpr uint32_t kMask = ((1u << nbits) - 1) * 0x01010101u;
   for (size_t d = 0; d < dim; d += 4 * kParts, codes += 4) {
     const uint32_t word = load_word(codes);
-    for (unsigned s = 0; s < kParts; ++s) {
+    for (size_t s = 0; s < kParts; ++s) {
       store_word(levels + d + 4 * s, (word >> (nbits * s)) & kMask);
     }
   }
