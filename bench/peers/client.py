@@ -34,6 +34,7 @@ class Worker:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         if python_path:
             kept["PYTHONPATH"] = python_path
+        kept["PATH"] = f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"  # tools of its own
         pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self.log = log
         with log.open("a") as errors:

@@ -40,14 +40,14 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.effort = Effort(args.rounds, args.seconds)
-        self.common = {"machine": machine(), "commit": commit()}
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.common = {"machine": machine(), "commit": commit(), "run": started}
         args.out.mkdir(parents=True, exist_ok=True)
         args.environments.mkdir(parents=True, exist_ok=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with (self.args.out / "rows.jsonl").open("a") as file:
-            file.write(json.dumps(row | self.common | {"date": now}) + "\n")
+            file.write(json.dumps(row | self.common) + "\n")
         why = row.get("skipped") or row.get("failed")
         if why:
             print(f"{row['engine']} on {row['set']}: {why}", flush=True)

@@ -44,9 +44,10 @@ class Session:
         self.engine.take(np.array(data.values), np.array(data.offsets), Path(folder))
 
     def build(self, folder: str) -> dict[str, Any]:
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), sum(os.times()[:4])
         notes = self.engine.build(Path(folder))
-        return {"build_s": time.perf_counter() - begin, **notes}
+        times = {"build_s": time.perf_counter() - begin, "build_cpu_s": sum(os.times()[:4]) - cpu}
+        return {name: round(value, 2) for name, value in times.items()} | notes
 
     def open(self, folder: str) -> None:
         self.engine.open(Path(folder))
