@@ -14,8 +14,8 @@ import typer
 import weft
 from weft import cli_build
 from weft.cli_hits import hits_to_json, show_hits, show_summary
-from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count, duration, pairs, size
-from weft.planning import require_room
+from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, count, duration, pairs
+from weft.planning import require_room, size
 from weft.types import IndexConfig, defaults
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ app = typer.Typer(
         "weft demo",
         "weft build notes.index notes/ --model lightonai/GTE-ModernColBERT-v1",
         'weft search notes.index "how do I rotate the signing key" --explain',
-    ),
+    )
+    + f"\n\n[dim]Exit status[/]\n\n{EXIT_HELP}",
 )
 
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
@@ -254,13 +255,14 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check an index for damage. Exit status 9 if there is any."""
+    """Check an index for damage. Exit status 9 if there is any, 6 if it cannot even be opened."""
     view = View(as_json=json, quiet=quiet)
     with view.reporting():
         problems = weft.Index.open(index).verify(deep=deep)
         view.result({"sound": not problems, "problems": [as_json(problem) for problem in problems]})
         for problem in problems:
-            view.print(f"{problem.file}: {problem.message}")
+            named = problem.file in problem.message
+            view.print(problem.message if named else f"{problem.file}: {problem.message}")
         view.print(f"{len(problems)} problems found" if problems else "no damage found")
         if problems:
             raise typer.Exit(EXIT_CHECK_FAILED)
@@ -323,7 +325,7 @@ def demo(
         ),
     ] = None,
     passages: Annotated[
-        int | None, typer.Option(metavar="N", help="Index only the first N passages.")
+        int | None, typer.Option(metavar="N", min=1, help="Index only the first N passages.")
     ] = None,
     threads: Threads = None,
     json: Json = False,

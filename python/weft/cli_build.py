@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from weft.encoders import Encoder
     from weft.types import Document, Plan, Progress
 
+NO_DOCUMENTS = "the source holds no documents, expected at least one"
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
 QUALITY_DEPTH = 100
 SAMPLED_DOCUMENTS, SAMPLED_BYTES = 2_000, 4_000_000
@@ -81,7 +82,7 @@ def build_texts(
     asked = None if queries is None else _questions(queries)
     retriever = Retriever.create(path, encoder, config=config, threads=threads)
     if retriever.add(documents, queries=asked, max_ram=max_ram, progress=progress) == 0:
-        raise InvalidArgumentError("the source holds no documents, expected at least one")
+        raise InvalidArgumentError(NO_DOCUMENTS)
 
 
 def _questions(path: Path) -> list[str]:
@@ -177,9 +178,9 @@ class Job:
         if model is not None:
             note(f"loading {model}")
             encoder = load(model, dim=dim)
-        config = IndexConfig(
-            dim=encoder.info.dim if encoder else dim or IndexConfig.dim, **settings
-        )
+        if encoder is not None:
+            dim = encoder.info.dim
+        config = IndexConfig(dim=IndexConfig.dim if dim is None else dim, **settings)
         return Job(source, encoder, config, measure(source, encoder), max_ram)
 
     @property
@@ -232,6 +233,8 @@ class Job:
         threads: int | None,
         progress: Progress | None,
     ) -> None:
+        if source.n_docs == 0:
+            raise InvalidArgumentError(NO_DOCUMENTS)
         index = Index.create(path, self.config)
         done = 0
         with index.writer(threads=threads, max_ram=self.max_ram, progress=progress) as writer:
@@ -261,7 +264,8 @@ def measure_quality(
     if grades is not None:
         texts = {name: text for name, text in texts.items() if name in grades}
     if not texts:
-        raise InvalidArgumentError(f"{queries}: no queries to ask, expected at least one")
+        judged = "" if qrels is None else f" that {qrels} judges"
+        raise InvalidArgumentError(f"{queries}: no queries{judged}, expected at least one")
     depth = k if grades is None else max(k, QUALITY_DEPTH)
     rows = [query.values for query in retriever.encode_queries(list(texts.values()))]
     searcher = retriever.index.searcher(threads=threads)

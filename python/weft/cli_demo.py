@@ -12,8 +12,11 @@ from rich.text import Text
 
 import weft
 from weft import cli_build, demo
+from weft.checks import check_int
 from weft.cli_hits import hits_to_json, show_hits
-from weft.cli_view import count, duration, size
+from weft.cli_view import count, duration
+from weft.planning import size
+from weft.storage import os_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +40,7 @@ def run(
     threads: int | None,
 ) -> None:
     """Build the demo's index or find it, ask the questions and show the answers."""
+    k = check_int("k", k, 1)
     os.environ["HF_HUB_OFFLINE"] = "1"  # this process only: nothing may be downloaded
     started = time.monotonic()
     name = demo.index_name(weft.__version__, limit)
@@ -82,7 +86,8 @@ def run(
 
 def build(view: View, path: Path, limit: int | None, threads: int | None) -> None:
     """Build the demo's index."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with os_errors("create folder", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with view.status("reading the sources of the standard library"):
         documents = list(islice(demo.passages(), limit))
     view.note(f"1. found {count(len(documents))} documented modules, classes and functions")

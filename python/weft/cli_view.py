@@ -34,6 +34,7 @@ from rich.text import Text
 
 from weft import errors
 from weft.errors import WeftError
+from weft.planning import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,6 +62,12 @@ EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
     (errors.MissingExtraError, 8, "missing_extra"),
 ]
 
+EXIT_HELP = (
+    "0 done, 1 a bug of weft, 2 wrong usage, 3 an argument or a source that cannot be, "
+    "4 not found, 5 exists or is locked, 6 damaged or incompatible, 7 no memory, disk or device, "
+    "8 an extra is missing, 9 a check said no, 130 interrupted, 141 nobody reads the output"
+)
+
 PLAIN_LINE_SECONDS = 10.0
 PLAIN_WIDTH = 10_000
 
@@ -68,15 +75,6 @@ PLAIN_WIDTH = 10_000
 def count(value: float) -> str:
     """Write a count for people: 950, 12,300, 4.56 M."""
     return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:.2f} M"
-
-
-def size(n_bytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"
 
 
 def duration(seconds: float) -> str:
@@ -218,6 +216,9 @@ class View:
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
         except MemoryError as error:
             self.error("out_of_memory", "out of memory", "give less to --max-ram or --threads")
+            raise typer.Exit(7) from error
+        except OSError as error:  # where a step of ours does not say more
+            self.error("io", f"{error.filename}: {error.strerror or error}")
             raise typer.Exit(7) from error
         except (typer.Exit, typer.Abort, SystemExit):
             raise

@@ -7,12 +7,14 @@ exact answer and needs nothing.
 
 from __future__ import annotations
 
+from errno import ENOENT
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft.errors import InvalidArgumentError, MissingExtraError, NotFoundError
+from weft.errors import InvalidArgumentError, MissingExtraError, NotFoundError, StorageError
 from weft.sources import read
+from weft.storage import os_errors
 from weft.types import defaults
 
 if TYPE_CHECKING:
@@ -38,13 +40,18 @@ def read_queries(path: str | Path, *, limit: int | None = None) -> dict[str, str
     Raises
     ------
     InvalidArgumentError
-        A line is neither, or an id comes twice; names file and line.
+        A line is neither, an id comes twice, or a query has no text; names the file and which.
     """
+    if Path(path).is_dir():
+        raise InvalidArgumentError(f"{path}: a folder, expected a .jsonl or .tsv file of queries")
     queries: dict[str, str] = {}
     for document in islice(read(path), limit):
         if document.id in queries:
             raise InvalidArgumentError(f"{path}: query {document.id!r} comes twice")
-        queries[document.id] = document.text or ""
+        text = document.text or ""
+        if not text.strip():
+            raise InvalidArgumentError(f"{path}: query {document.id!r} is empty, expected a text")
+        queries[document.id] = text
     return queries
 
 
@@ -63,9 +70,12 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         A line is neither; names file and line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
+        with os_errors("read", Path(path)):
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except StorageError as error:
+        if error.errno == ENOENT:
+            raise NotFoundError(f"{path}: no such file") from error
+        raise
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"{path}: not UTF-8 (byte {error.start})") from error
     qrels: dict[str, dict[str, int]] = {}

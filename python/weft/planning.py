@@ -196,28 +196,33 @@ def require_room(plan: Plan, folder: Path, *, spooled: bool = False) -> None:
     needed = plan.memory_bytes
     if needed > plan.max_ram:
         raise OutOfMemoryError(
-            f"memory: building {plan.n_tokens} tokens needs {_mib(needed)}, expected at most the "
-            f"{_mib(plan.max_ram)} of max_ram; raise it, or add the documents in several commits"
+            f"memory: building {plan.n_tokens} tokens needs {size(needed)}, expected at most the "
+            f"{size(plan.max_ram)} of max_ram; raise it, or add the documents in several commits"
         )
     available = available_memory() + FIXED_BYTES  # the interpreter has most of that already
     if needed > available:
         raise OutOfMemoryError(
-            f"memory: building {plan.n_tokens} tokens needs {_mib(needed)}, "
-            f"{_mib(available)} are available; lower max_ram, now {_mib(plan.max_ram)}"
+            f"memory: building {plan.n_tokens} tokens needs {size(needed)}, "
+            f"{size(available)} are available; lower max_ram, now {size(plan.max_ram)}"
         )
     written = plan.disk_bytes + (0 if spooled else plan.spool_bytes)
     free = shutil.disk_usage(folder).free
     if written > free:
         raise StorageError(
-            f"{folder}: building {plan.n_tokens} tokens needs {_mib(written)} on disk, "
-            f"{_mib(free)} are free",
+            f"{folder}: building {plan.n_tokens} tokens needs {size(written)} on disk, "
+            f"{size(free)} are free",
             str(folder),
             errno.ENOSPC,
         )
 
 
-def _mib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:,.1f} MiB"
+def size(n_bytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"
 
 
 def bytes_per_token(config: IndexConfig, docs_per_segment: float) -> float:

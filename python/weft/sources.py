@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from weft.documents import check_text
 from weft.errors import InvalidArgumentError, NotFoundError, StorageError
+from weft.storage import os_errors
 from weft.types import Document
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst")
 _CORPUS_NAMES = ("corpus.jsonl", "corpus.jsonl.gz")
 _KEPT_MESSAGES = 100
 _BLOCK_TOKENS = 65_536
+_NPY_MAGIC = b"\x93NUMPY"
 _SAFETENSORS_DTYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2",
     "I32": "<i4", "I64": "<i8", "U32": "<u4", "U64": "<u8",
@@ -223,6 +226,9 @@ def _document(fields: Any, dropped: Counter[str]) -> Document:  # noqa: ANN401
             raise TypeError(f"{name}: {type(fields[name]).__name__}, expected a string")
     if "text" not in fields or fields["text"] is None:
         raise ValueError("no text; expected a string")
+    for name in (key, "text", "title"):
+        if isinstance(fields.get(name), str):
+            check_text(fields[name], name)
     rest = {name: fields[name] for name in fields.keys() - {key, "text", "title", "metadata"}}
     extra = fields.get("metadata")
     if isinstance(extra, dict):
@@ -263,6 +269,8 @@ def _read_tsv(source: Source, file: Path) -> Iterator[Document]:
 
 
 def _require_file(path: Path) -> Path:
+    if path.is_dir():
+        raise InvalidArgumentError(f"{path}: a folder, expected a file")
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
     return path
@@ -332,9 +340,6 @@ def embeddings(
     path = _require_file(Path(path))
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
-        missing = {"values", "offsets"} - tensors.keys()
-        if missing:
-            raise InvalidArgumentError(f"{path}: no tensor {sorted(missing)[0]!r} in it")
         values, bounds = tensors["values"], tensors["offsets"]
     elif path.suffix == ".npy":
         values = _load_npy(path)
@@ -349,10 +354,13 @@ def embeddings(
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
+    with os_errors("read", path), _require_file(path).open("rb") as file:
+        if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:  # np.load would take it for a pickle
+            raise InvalidArgumentError(f"{path}: not a .npy file by its first bytes")
     try:
-        array: NDArray[Any] = np.load(_require_file(path), mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InvalidArgumentError(f"{path}: not a .npy array ({error})") from error
+        raise InvalidArgumentError(f"{path}: not a .npy array of numbers ({error})") from error
     return array
 
 
@@ -365,32 +373,49 @@ def _read_ids(path: Path) -> list[str]:
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Map the tensors of a file; bfloat16 comes as uint16.
+    """Map `values` and `offsets` of a file; bfloat16 comes as uint16.
 
     The format: the length of the header (u64), the header (JSON: dtype, shape and byte range of
     each tensor), the bytes.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with os_errors("read", path), path.open("rb") as file:
+            size = path.stat().st_size
             start = 8 + int.from_bytes(file.read(8), "little")
             if not 8 < start <= min(size, 100_000_000):
                 raise ValueError(f"a header of {start - 8} bytes")  # noqa: TRY301
             header = json.loads(file.read(start - 8))
+        if not isinstance(header, dict):
+            raise TypeError(f"its header is a {type(header).__name__}")  # noqa: TRY301
         tensors = {}
-        for name in header.keys() - {"__metadata__"}:
+        for name in {"values", "offsets"} & header.keys():
             entry = header[name]
+            if entry["dtype"] not in _SAFETENSORS_DTYPES:
+                raise InvalidArgumentError(  # noqa: TRY301
+                    f"{path}: {name!r} is {entry['dtype']}, expected one of "
+                    f"{', '.join(_SAFETENSORS_DTYPES)}"
+                )
             dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
             begin, end = entry["data_offsets"]
             n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
             if not 0 <= begin <= end <= size - start or end - begin != n_bytes:
-                raise ValueError(f"bytes {begin}..{end} of {name!r}")  # noqa: TRY301
+                raise ValueError(f"{name!r} in bytes {begin}..{end}")  # noqa: TRY301
             if n_bytes == 0:
                 tensors[name] = np.zeros(shape, dtype)
             else:
                 tensors[name] = np.memmap(path, dtype, "r", start + begin, shape)
+    except InvalidArgumentError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgumentError(f"{path}: not a .safetensors file ({error})") from error
+        raise InvalidArgumentError(
+            f"{path}: not a .safetensors file, or damaged ({error})"
+        ) from error
+    missing = {"values", "offsets"} - tensors.keys()
+    if missing:
+        raise InvalidArgumentError(
+            f"{path}: no tensor {min(missing)!r} in it, expected 'values' and 'offsets', "
+            f"found {', '.join(sorted(header.keys() - {'__metadata__'})) or 'none'}"
+        )
     return tensors
 
 

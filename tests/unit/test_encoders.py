@@ -290,6 +290,8 @@ def test_bfloat16_is_close(models, fitted):
     assert (one.values * other.values).sum(axis=1).min() > 0.99
     with pytest.raises(InvalidArgumentError, match="dtype='float16'"):
         encoders.load(models["bare"], dtype="float16")
+    with pytest.raises(InvalidArgumentError, match=r"dim=0: expected an integer in 1\.\.4097"):
+        encoders.load(models["bare"], dim=0)
 
 
 def plain_colbert(folder, text, *, marker, length, expand, linear, skip=""):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from weft.checks import check_int
 from weft.encoders.checkpoint import Checkpoint
 from weft.errors import IncompatibleIndexError, InvalidArgumentError, MissingExtraError
 
@@ -108,6 +109,8 @@ def load(
     """
     if dtype not in {"float32", "bfloat16"}:
         raise InvalidArgumentError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
+    if dim is not None:
+        dim = check_int("dim", dim, 1, 4_097)
     try:
         from weft.encoders.windowed import Options
     except ImportError as error:
