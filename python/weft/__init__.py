@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         WriterClosedError,
     )
     from weft.index import Index, info
-    from weft.planning import plan
+    from weft.planning import Plan, plan
     from weft.retriever import Retriever
     from weft.searcher import Searcher
     from weft.types import (
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         IndexInfo,
         Match,
         OperatingPoint,
-        Plan,
         Problem,
         SearchParams,
         TokenEmbeddings,
@@ -100,12 +99,12 @@ __all__ = [
 _MODULES = {
     "arrays": ("maxsim",),
     "index": ("Index", "info"),
-    "planning": ("plan",),
+    "planning": ("Plan", "plan"),
     "retriever": ("Retriever",),
     "searcher": ("Searcher",),
     "types": (
         *("Alignment", "Document", "EncoderInfo", "Hit", "Hits", "IndexConfig", "IndexInfo"),
-        *("Match", "OperatingPoint", "Plan", "Problem", "SearchParams", "TokenEmbeddings"),
+        *("Match", "OperatingPoint", "Problem", "SearchParams", "TokenEmbeddings"),
     ),
     "writer": ("Writer",),
 }

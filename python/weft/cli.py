@@ -19,7 +19,8 @@ from weft.planning import require_room, size
 from weft.types import IndexConfig, defaults
 
 if TYPE_CHECKING:
-    from weft.types import IndexInfo, Plan
+    from weft.planning import Plan
+    from weft.types import IndexInfo
 
 
 def examples(*lines: str) -> str:

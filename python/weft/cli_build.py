@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weft.encoders import Encoder
-    from weft.types import Document, Plan, Progress
+    from weft.planning import Plan
+    from weft.types import Document, Progress
 
 NO_DOCUMENTS = "the source holds no documents, expected at least one"
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from weft.planning import Plan
     from weft.types import (
         Alignment,
         Document,
         Hits,
         OperatingPoint,
-        Plan,
         Progress,
         Scalar,
         SearchParams,

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
-from weft.types import Plan, defaults
+from weft.types import defaults
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +50,36 @@ _CONTAINERS = (
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will need; `weft.plan` makes it.
+
+    Attributes
+    ----------
+    disk_bytes
+        Size of the finished index without texts and metadata.
+    spool_bytes
+        Needed beside it until the commit.
+    memory_bytes
+        Peak of anonymous memory; files that are mapped do not count.
+    max_ram
+        The limit that it was planned for.
+    n_coarse, n_fine, n_sample
+        Centroids of the two levels and the tokens they are trained on; 0 without a codec.
+    """
+
+    n_docs: int
+    n_tokens: int
+    n_segments: int
+    n_coarse: int
+    n_fine: int
+    n_sample: int
+    disk_bytes: int
+    spool_bytes: int
+    memory_bytes: int
+    max_ram: int
 
 
 def padded_dim(dim: int) -> int:

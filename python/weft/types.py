@@ -466,36 +466,6 @@ class IndexInfo:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a build will need; `weft.plan` makes it.
-
-    Attributes
-    ----------
-    disk_bytes
-        Size of the finished index without texts and metadata.
-    spool_bytes
-        Needed beside it until the commit.
-    memory_bytes
-        Peak of anonymous memory; files that are mapped do not count.
-    max_ram
-        The limit that it was planned for.
-    n_coarse, n_fine, n_sample
-        Centroids of the two levels and the tokens they are trained on; 0 without a codec.
-    """
-
-    n_docs: int
-    n_tokens: int
-    n_segments: int
-    n_coarse: int
-    n_fine: int
-    n_sample: int
-    disk_bytes: int
-    spool_bytes: int
-    memory_bytes: int
-    max_ram: int
-
-
-@dataclass(frozen=True)
 class Problem:
     """One thing that `Index.verify` found wrong."""
 
