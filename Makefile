@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for the commands developers use. `make dev` comes first, in a virtual environment.
-.PHONY: dev check test-all lint format tidy asan tsan fuzz bench docs pins clean
+.PHONY: dev check test-all lint format tidy asan tsan fuzz bench bench-peers docs pins clean
 
 sources := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'tests/*.h' 'tests/*.cpp')
 sanitized := build/asan
@@ -45,6 +45,10 @@ fuzz:       ## byte edits on valid files, many more than in the gate
 
 bench:
 	pytest bench
+
+bench-peers: ## weft beside its peers: make bench-peers SETS="FOLDER ..." OUT=FOLDER [ARGS="--queries 100"]
+	python bench/peers/run.py $(SETS) --out $(OUT) $(ARGS)
+	python bench/peers/report.py $(OUT)/rows.jsonl
 
 docs:       ## the README and the examples of every docstring, run
 	pytest tests/unit/test_readme.py tests/unit/test_doctests.py

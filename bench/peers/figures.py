@@ -17,6 +17,7 @@ COLOURS = {
     "xtr-warp-rs": "#e9a03b", "stanford-plaid": "#7b5ea7", "numpy": "#777777",
     "maxsim-cpu": "#aaaaaa",
 }  # fmt: skip
+OTHER = "black"
 BARS = {
     "build_s": "build, seconds (log)",
     "build_anonymous_mb": "peak anonymous MB above input",
@@ -61,7 +62,7 @@ def _curves(
 def _latencies(axis: Axes, points: list[Point]) -> None:
     for engine in dict.fromkeys(one.engine for one in points):
         mine = [one for one in points if one.engine == engine]
-        edge, colour = frontier(mine), COLOURS.get(engine)
+        edge, colour = frontier(mine), COLOURS.get(engine, OTHER)
         axis.scatter([p.recall() for p in mine], [p.ms() for p in mine], 9, colour, alpha=0.5)
         axis.plot([p.recall() for p in edge], [p.ms() for p in edge], "o-", ms=4, c=colour,
                   lw=2 if engine == "weft" else 1.2, label=engine)  # fmt: skip
@@ -72,7 +73,7 @@ def _rates(axis: Axes, points: list[Point]) -> None:
         mine = [one.row for one in points if one.engine == engine and "qps" in one.row]
         mine.sort(key=lambda row: row["qps_recall"])
         axis.plot([row["qps_recall"] for row in mine], [row["qps"] for row in mine], "o",
-                  ms=4, c=COLOURS.get(engine), label=engine)  # fmt: skip
+                  ms=4, c=COLOURS.get(engine, OTHER), label=engine)  # fmt: skip
 
 
 def _bars(rows: list[dict], name: str, path: Path) -> None:
@@ -82,7 +83,9 @@ def _bars(rows: list[dict], name: str, path: Path) -> None:
     figure, axes = plt.subplots(1, len(BARS), figsize=(10, 2.8), layout="constrained")
     for axis, (field, title) in zip(axes, BARS.items(), strict=True):
         heights = [row[field] for row in built.values()]
-        bars = axis.bar(list(built), heights, color=[COLOURS.get(engine) for engine in built])
+        bars = axis.bar(
+            list(built), heights, color=[COLOURS.get(engine, OTHER) for engine in built]
+        )
         axis.bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=7)
         axis.set_title(f"{name}: {title}", fontsize=8)
         axis.tick_params(axis="x", rotation=20, labelsize=7)

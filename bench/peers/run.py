@@ -42,6 +42,8 @@ class Run:
         self.effort = Effort(args.rounds, args.seconds)
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.common = {"machine": machine(), "commit": commit(), "run": started}
+        if args.weft_python:
+            self.common["weft_python"] = str(args.weft_python)
         args.out.mkdir(parents=True, exist_ok=True)
         args.environments.mkdir(parents=True, exist_ok=True)
 

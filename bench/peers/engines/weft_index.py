@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from engines.base import Engine, Setting
 
 import weft
 
-NAMES = ("budget", "ncandidates", "nrefine", "nrerank")
+NAMES = ("budget", "ncandidates", "nskim", "nrefine", "nrerank")
 BY_HAND = {
-    10: ((3_000, 200, 50, 20), (10_000, 500, 100, 20), (20_000, 1_000, 200, 20),
-         (50_000, 2_000, 400, 30)),
-    100: ((10_000, 500, 200, 150), (20_000, 1_000, 300, 150), (50_000, 2_000, 500, 200),
-          (100_000, 4_000, 1_000, 300)),
+    10: ((3_000, 200, 0, 50, 20), (10_000, 500, 0, 100, 20), (20_000, 1_000, 0, 200, 20),
+         (50_000, 2_000, 0, 400, 30), (5_000, 500, 100, 20, 20), (20_000, 1_000, 200, 40, 20),
+         (50_000, 2_000, 400, 40, 20)),
+    100: ((10_000, 500, 0, 200, 150), (20_000, 1_000, 0, 300, 150), (50_000, 2_000, 0, 500, 200),
+          (100_000, 4_000, 0, 1_000, 300), (20_000, 1_000, 400, 150, 150),
+          (50_000, 2_000, 600, 200, 150), (100_000, 4_000, 1_200, 300, 200)),
 }  # fmt: skip
+KNOWN = {field.name for field in dataclasses.fields(weft.SearchParams)}
 
 
 class Adapter(Engine):
@@ -25,7 +29,10 @@ class Adapter(Engine):
 
     def settings(self, k: int) -> list[Setting]:
         tuned = [{"recall": target} for target in (0.8, 0.9, 0.95, 0.99, 1.0)]
-        return [dict(zip(NAMES, point, strict=True)) for point in BY_HAND[k]] + tuned
+        by_hand = [dict(zip(NAMES, point, strict=True)) for point in BY_HAND[k]]
+        if "nskim" not in KNOWN:  # a release from before that stage
+            by_hand = [point for point in by_hand if not point.pop("nskim")]
+        return by_hand + tuned
 
     def build(self, folder: Path) -> Setting:
         seen: dict[str, float] = {}
