@@ -33,7 +33,7 @@ asan:       ## the Python suite over an engine built with the address and undefi
 	  -C build-dir=build/asan-objects -C cmake.define.WEFT_SANITIZE=address,undefined .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(sanitized) \
-	  pytest tests/engine tests/lifecycle tests/fuzz tests/golden
+	  pytest --capture=sys tests/engine tests/lifecycle tests/fuzz tests/golden
 
 tsan:       ## the C++ tests under the thread sanitizer
 	cmake -S tests/cpp -B build/tsan -G Ninja -DWEFT_SANITIZE=thread
