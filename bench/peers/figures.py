@@ -19,7 +19,7 @@ COLOURS = {
 }  # fmt: skip
 OTHER = "black"
 BARS = {
-    "build_s": "build, seconds (log)",
+    "build_s": "build with tuning, seconds (log)",
     "build_anonymous_mb": "peak anonymous MB above input",
     "bytes_per_token": "bytes per token",
 }
@@ -52,9 +52,14 @@ def _curves(
             (_rates if qps else _latencies)(axis, points)
             axis.set_yscale("log")
             axis.set_xlabel(f"recall@{ks[column]}")
-            axis.set_title(f"{name}, k = {ks[column]}, {threads[row]} threads")
+            many = "s" * (threads[row] > 1)
+            axis.set_title(f"{name}, k = {ks[column]}, {threads[row]} thread{many}")
             axis.set_ylabel("queries a second, in batches" if qps else "p50, ms")
-    axes[0, 0].legend(fontsize=7)
+    shown = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown), fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

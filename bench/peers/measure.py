@@ -34,6 +34,7 @@ class Trial:
     batch: bool
     times: list[list[float]] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
     batches: list[float] = field(default_factory=list)
     found: list[list[int]] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Trial:
             self.found = told["found"] if first else self.found
             self.times.append(told["ms"])
             self.cores.append(told["cores"])
+            self.cpu.append(told["cores"] * float(np.mean(told["ms"])))
             self.loads.append(os.getloadavg()[0])
             if self.batch:
                 self._batch(n, effort, answers=first)
@@ -77,6 +79,7 @@ class Trial:
         p50, p95, p99 = np.percentile(times, (50, 95, 99))
         row |= {"n_queries": len(times), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
         row["cores_used"] = float(np.median(self.cores))
+        row["cpu_ms"] = float(np.median(self.cpu))  # a query's mean: what other work hardly moves
         row["load"] = max(self.loads)
         for k in (10, 100):
             if k <= self.k:
