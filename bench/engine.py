@@ -72,5 +72,12 @@ def build(
 
 def params(**changes: object) -> _native.SearchParams:
     """The starting values with some of them changed."""
-    values = {"nprobe": 16, "budget": 50_000, "ncandidates": 2_000, "nrefine": 400, "nrerank": 0}
+    values = {
+        "nprobe": 16,
+        "budget": 50_000,
+        "ncandidates": 2_000,
+        "nskim": 0,
+        "nrefine": 400,
+        "nrerank": 0,
+    }
     return _native.SearchParams(**(values | changes))

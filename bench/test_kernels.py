@@ -18,6 +18,7 @@ from weft import _native
 kernels = _native._kernels
 
 Run = Callable[[str, int], object]
+NO_TOKENS = np.array([], np.uint32)  # all of them
 TILE = "maxsim_rows"
 
 
@@ -130,7 +131,9 @@ def score_codes(nbits: int, lanes: int, *, scattered: bool) -> tuple[Run, int]:
     ranges = shuffled_documents(n_tokens, 120)
     given = (*tile(lanes, 128), codes, parents, base, scale, scale, (1 << nbits) - 1, nbits)
     units = len(next(ranges)) * 120
-    return lambda isa, repeat: kernels.score_codes(isa, *given, next(ranges), repeat), units
+    return lambda isa, repeat: kernels.score_codes(
+        isa, *given, next(ranges), NO_TOKENS, repeat
+    ), units
 
 
 def maxsim_rows(n: int, lanes: int, dim: int) -> tuple[Run, int]:

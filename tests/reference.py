@@ -105,16 +105,33 @@ def quantize_dots(dots: np.ndarray, shift: int, factor: int) -> tuple[np.ndarray
     return np.array(base, np.int16), np.array(table, np.uint8)
 
 
-def table_maxsim(
+def table_best(
     rows: np.ndarray, cells: np.ndarray, parents: np.ndarray, children: np.ndarray
-) -> int:
-    """Sum over the columns of `rows` of the largest entry that one of the tokens reads."""
-    best = np.zeros(rows.shape[1], np.int64)
+) -> np.ndarray:
+    """Per column of `rows` u8 [n_rows, lanes], the largest entry that one of the tokens reads."""
+    read = rows[np.array(table_rows(cells, parents, children), np.int64)]
+    return read.max(axis=0, initial=0)
+
+
+def table_leaders(
+    rows: np.ndarray,
+    cells: np.ndarray,
+    parents: np.ndarray,
+    children: np.ndarray,
+    least: np.ndarray,
+) -> list[int]:
+    """The tokens whose row reaches `least` [lanes] in some column."""
+    of_token = table_rows(cells, parents, children)
+    return [t for t, row in enumerate(of_token) if (rows[row] >= least).any()]
+
+
+def table_rows(cells: np.ndarray, parents: np.ndarray, children: np.ndarray) -> list[int]:
+    """Which row each token reads: its cell's, or its child's where the cell's high bit is set."""
+    out = []
     for parent, child in zip(parents, children, strict=True):
         cell = int(cells[min(int(parent), len(cells) - 1)])
-        row = (cell & 0x7FFFFFFF) + (int(child) if cell >> 31 else 0)
-        best = np.maximum(best, rows[row])
-    return int(best.sum())
+        out.append((cell & 0x7FFFFFFF) + (int(child) if cell >> 31 else 0))
+    return out
 
 
 def accumulate(docs: list[int], limit: int, gain: int, stamp: int, words: np.ndarray) -> np.ndarray:
@@ -154,15 +171,15 @@ def score_codes(
     code_scale: np.ndarray,
     middle: int,
 ) -> np.ndarray:
-    """Best score f64 [lanes] over tokens; `base` [n_cells + 1, lanes] ends with the sentinel."""
-    best = np.full(len(tile_rows), -np.inf)
+    """Score f64 [n, lanes] of every token; `base` [n_cells + 1, lanes] ends with the sentinel."""
+    scores = np.empty((len(levels), len(tile_rows)))
     centred = 2 * levels.astype(np.int64) - middle
     for token in range(len(levels)):
         residual = tile_rows.astype(np.int64) @ centred[token]
         row = base[min(int(parents[token]), len(base) - 1)].astype(np.float64)
-        score = np.float64(base_scale[token]) * row + np.float64(code_scale[token]) * residual
-        best = np.maximum(best, score)
-    return best
+        scores[token] = np.float64(base_scale[token]) * row
+        scores[token] += np.float64(code_scale[token]) * residual
+    return scores
 
 
 def maxsim_rows(tile_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -342,6 +359,20 @@ def interact(
         valued.append((s, d, 10 * int(np.max(rows, axis=0).sum()) + 3 * gain))
     best = sorted(valued, key=lambda v: (-v[2], v[0], v[1]))[:count]
     return sorted(best)
+
+
+def leaders(
+    tokens: list[tuple[int, int]],
+    child_offsets: np.ndarray,
+    scores: CentroidScores,
+    opened: set[int],
+) -> list[int]:
+    """Tokens that hold the largest centroid score above 0 of a query token; else the first."""
+    rows = np.array(
+        [scores.fine[child_offsets[p] + c] if p in opened else scores.coarse[p] for p, c in tokens]
+    )
+    least = np.maximum(np.max(rows, axis=0), 1)
+    return [t for t, row in enumerate(rows) if (row >= least).any()] or [0]
 
 
 def score_document(

@@ -67,7 +67,9 @@ def _builds(rows: list[dict]) -> str:
     for engine, row in built.items():
         seconds = row["build_s"] - row.get("tuning_s", 0.0)
         base = ours["build_s"] - ours["tuning_s"] if ours else None
-        times = "" if base is None or row is ours else f"{seconds / base:.1f}"
+        times = ""
+        if ours and row is not ours:
+            times = f"{seconds / base:.1f} ({seconds / ours['build_s']:.1f})"
         tuning = f" (+ {row['tuning_s']:.1f} tuning)" if row.get("tuning_s") else ""
         lines.append((
             engine, row["version"], f"{seconds:.1f}{tuning}", times, f"{row['build_cpu_s']:.1f}",
@@ -75,7 +77,14 @@ def _builds(rows: list[dict]) -> str:
             f"{row['bytes_per_token']:.1f}", row.get("note", ""),
         ))  # fmt: skip
     head = (
-        *("engine", "version", "build s", "times weft", "CPU s", "peak MB above input"),
+        *(
+            "engine",
+            "version",
+            "build s",
+            "times weft (with its tuning)",
+            "CPU s",
+            "peak MB above input",
+        ),
         *("of it anonymous", "bytes/token", "note"),
     )
     return _table(head, lines) if lines else ""

@@ -81,7 +81,12 @@ kernels::ByteTile byte_tile(const Array<int8_t>& data, const Array<int32_t>& sum
   const size_t dim = 4 * extent(data, 1);
   require(dim > 0 && dim % 32 == 0 && dim <= 4128, "tile: dim is not a multiple of 32 up to 4128");
   require(count(sums) == groups * kLanes, "sums: expected one per lane");
-  return {data.data(), sums.data(), groups, dim};
+  bool half = true;  // nothing but zeros in the last eight lanes
+  for (size_t quad = 0; quad < dim / 4; ++quad) {
+    const int8_t* lane = data.data() + ((groups - 1) * dim / 4 + quad) * kLanes * 4 + kLanes * 2;
+    half = half && std::all_of(lane, lane + kLanes * 2, [](int8_t value) { return value == 0; });
+  }
+  return {data.data(), sums.data(), groups, dim, half};
 }
 
 Array<int32_t> tile_dots(std::string_view isa, const Array<int8_t>& data,
@@ -146,32 +151,63 @@ void check_ranges(const Array<uint32_t>& ranges, size_t n_tokens) {
 }
 
 /// rows: u8 [n_rows + 255, lanes].
-Array<uint32_t> table_maxsim(std::string_view isa, const Array<uint8_t>& rows,
-                             const Array<uint32_t>& cells, const Array<uint16_t>& parents,
-                             const Array<uint8_t>& children, const Array<uint32_t>& ranges,
-                             size_t repeat) {
+kernels::ScoreTable score_table(const Array<uint8_t>& rows, const Array<uint32_t>& cells,
+                                const Array<uint16_t>& parents, const Array<uint8_t>& children,
+                                const Array<uint32_t>& ranges) {
   require(extent(rows, 0) > 255 && extent(rows, 1) > 0 && extent(rows, 1) % kLanes == 0,
           "rows: expected [n_rows + 255, lanes]");
-  require(count(cells) >= 1 && count(parents) == count(children),
-          "table_maxsim: shapes do not match");
+  require(count(cells) >= 1 && count(parents) == count(children), "table: shapes do not match");
   for (size_t i = 0; i < count(cells); ++i) {
     require((cells.data()[i] & 0x7fffffffu) + 255 < extent(rows, 0), "cells: past the last row");
   }
   check_ranges(ranges, count(parents));
-  const kernels::ScoreTable scores{
-      rows.data(), cells.data(), static_cast<uint32_t>(count(cells) - 1), extent(rows, 1) / kLanes};
-  const size_t m = extent(ranges, 0);
+  return {rows.data(), cells.data(), static_cast<uint32_t>(count(cells) - 1),
+          extent(rows, 1) / kLanes};
+}
+
+/// The sum of each range and its largest entries, u8 [m, lanes].
+py::tuple table_maxsim(std::string_view isa, const Array<uint8_t>& rows,
+                       const Array<uint32_t>& cells, const Array<uint16_t>& parents,
+                       const Array<uint8_t>& children, const Array<uint32_t>& ranges,
+                       size_t repeat) {
+  const auto scores = score_table(rows, cells, parents, children, ranges);
+  const size_t m = extent(ranges, 0), lanes = extent(rows, 1);
   auto sums = filled<uint32_t>({m}, 0);
+  auto best = filled<uint8_t>({m, lanes}, 0);
   uint32_t* out = sums.mutable_data();
+  uint8_t* best_out = best.mutable_data();
   const uint32_t* range = ranges.data();
   const auto entry = table(isa).table_maxsim;
   times(repeat, [&] {
     for (size_t i = 0; i < m; ++i) {
       const size_t first = range[2 * i];
-      out[i] = entry(scores, parents.data() + first, children.data() + first, range[2 * i + 1]);
+      out[i] = entry(scores, parents.data() + first, children.data() + first, range[2 * i + 1],
+                     best_out + i * lanes);
     }
   });
-  return sums;
+  return py::make_tuple(sums, best);
+}
+
+/// least: u8 [lanes]. The leaders of each range, places within it: a list of u32 arrays.
+py::list table_leaders(std::string_view isa, const Array<uint8_t>& rows,
+                       const Array<uint32_t>& cells, const Array<uint16_t>& parents,
+                       const Array<uint8_t>& children, const Array<uint32_t>& ranges,
+                       const Array<uint8_t>& least, size_t repeat) {
+  const auto scores = score_table(rows, cells, parents, children, ranges);
+  require(count(least) == extent(rows, 1), "least: expected one bound per lane");
+  std::vector<uint32_t> leaders(count(parents) + 1);
+  const auto entry = table(isa).table_leaders;
+  py::list out;
+  for (size_t i = 0; i < extent(ranges, 0); ++i) {
+    const size_t first = ranges.data()[2 * i], n = ranges.data()[2 * i + 1];
+    size_t found = 0;
+    times(repeat, [&] {
+      found = entry(scores, parents.data() + first, children.data() + first, n, least.data(),
+                    leaders.data());
+    });
+    out.append(Array<uint32_t>(static_cast<py::ssize_t>(found), leaders.data()));
+  }
+  return out;
 }
 
 /// docs: u8 [n * width + 4].
@@ -207,13 +243,14 @@ Array<uint32_t> collect(std::string_view isa, const Array<uint32_t>& words, uint
   return Array<uint32_t>(static_cast<py::ssize_t>(n), docs.data());
 }
 
-/// Best scores f32 [m, lanes] of each range of tokens, -inf for an empty one.
-Array<float> score_codes(std::string_view isa, const Array<int8_t>& data,
-                         const Array<int32_t>& sums, const Array<uint8_t>& codes,
-                         const Array<uint16_t>& parents, const Array<int16_t>& base,
-                         const Array<float>& base_scale, const Array<float>& code_scale,
-                         int32_t middle, unsigned nbits, const Array<uint32_t>& ranges,
-                         size_t repeat) {
+/// Best scores f32 [m, lanes] of each range of tokens, -inf for an empty one. `tokens`: ascending places
+/// within a range, the same for every range, or empty for all of it; scales go by place in that list. Also
+/// every score, f32 [all tokens scored, lanes].
+py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Array<int32_t>& sums,
+                      const Array<uint8_t>& codes, const Array<uint16_t>& parents,
+                      const Array<int16_t>& base, const Array<float>& base_scale,
+                      const Array<float>& code_scale, int32_t middle, unsigned nbits,
+                      const Array<uint32_t>& ranges, const Array<uint32_t>& tokens, size_t repeat) {
   const auto tile = byte_tile(data, sums);
   const size_t n = count(parents);
   const size_t lanes = tile.lanes();
@@ -224,11 +261,25 @@ Array<float> score_codes(std::string_view isa, const Array<int8_t>& data,
           "score_codes: shapes do not match");
   check_ranges(ranges, n);
   const size_t m = extent(ranges, 0);
+  const size_t n_listed = count(tokens);
+  for (size_t i = 0; i < n_listed; ++i) {
+    for (size_t j = 0; j < m; ++j) {
+      require(tokens.data()[i] < ranges.data()[2 * j + 1],
+              "tokens: past the last token of a range");
+    }
+  }
   auto best = filled<float>({m, lanes}, 0.0f);
   float* out = best.mutable_data();
   const uint32_t* range = ranges.data();
+  size_t n_scores = 0;
+  for (size_t i = 0; i < m; ++i) {
+    n_scores += n_listed > 0 ? n_listed : range[2 * i + 1];
+  }
+  auto scores = filled<float>({n_scores, lanes}, 0.0f);
+  float* const first_score = scores.mutable_data();
   const auto entry = table(isa).score_codes;
   times(repeat, [&] {
+    float* score = first_score;
     for (size_t i = 0; i < m; ++i) {
       const size_t first = range[2 * i];
       const kernels::CodeBlock block{codes.data() + first * width,
@@ -239,12 +290,14 @@ Array<float> score_codes(std::string_view isa, const Array<int8_t>& data,
                                      code_scale.data() + first,
                                      middle,
                                      nbits,
-                                     range[2 * i + 1]};
+                                     n_listed > 0 ? n_listed : range[2 * i + 1],
+                                     n_listed > 0 ? tokens.data() : nullptr};
       std::fill_n(out + i * lanes, lanes, -std::numeric_limits<float>::infinity());
-      entry(tile, block, out + i * lanes);
+      entry(tile, block, out + i * lanes, repeat > 1 ? nullptr : score);
+      score += block.n * lanes;
     }
   });
-  return best;
+  return py::make_tuple(best, scores);
 }
 
 /// data: f32 [groups, dim, 16]; rows: f32 [n, stride], of which the first dim columns count.
@@ -316,7 +369,9 @@ void bind_kernels(py::module_& module) {
   py::module_ m = module.def_submodule("_kernels", "Every kernel of every usable table. Private.");
   m.def("available", [] {
     py::list names;
-    for (const kernels::Kernels* usable : kernels::available()) names.append(usable->name);
+    for (const kernels::Kernels* usable : kernels::available()) {
+      names.append(usable->name);
+    }
     return names;
   });
   m.def("active", [] { return std::string(kernels::active().name); });
@@ -332,12 +387,15 @@ void bind_kernels(py::module_& module) {
         repeat);
   m.def("table_maxsim", table_maxsim, isa, a("rows"), a("cells"), a("parents"), a("children"),
         a("ranges"), repeat);
+  m.def("table_leaders", table_leaders, isa, a("rows"), a("cells"), a("parents"), a("children"),
+        a("ranges"), a("least"), repeat);
   m.def("accumulate", accumulate, isa, a("docs"), py::arg("n"), py::arg("width"), py::arg("limit"),
         py::arg("gain"), py::arg("stamp"), a("words"), repeat);
   m.def("histogram", histogram, isa, a("words"), py::arg("shift"), py::arg("n_bins"), repeat);
   m.def("collect", collect, isa, a("words"), py::arg("least"), repeat);
   m.def("score_codes", score_codes, isa, a("tile"), a("sums"), a("codes"), a("parents"), a("base"),
-        a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"), a("ranges"), repeat);
+        a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"), a("ranges"),
+        a("tokens"), repeat);
   m.def("maxsim_rows", maxsim_rows, isa, a("tile"), a("rows"), repeat);
   m.def("quantize_row", quantize_row, isa, a("rows"), a("factors"), py::arg("middle"), repeat);
   m.def("to_int8", to_int8, isa, a("row"), py::arg("scale"), repeat);

@@ -68,6 +68,7 @@ FoundRows to_python(const Searcher& searcher, const Found& found) {
   }
   out.counts["postings"] = found.n_postings;
   out.counts["candidates"] = found.n_candidates;
+  out.counts["skimmed"] = found.n_skimmed;
   out.counts["refined"] = found.n_refined;
   out.counts["reranked"] = found.n_reranked;
   out.path = found.exhaustive ? "exhaustive" : "pruned";
@@ -148,6 +149,11 @@ py::dict trace(const Searcher& searcher, const py::object& query, uint32_t k,
   out["lists"] = lists;
   out["gathered"] = candidates(trace.gathered);
   out["interacted"] = candidates(trace.interacted);
+  py::list skimmed;
+  for (const Ranker::Scored& one : trace.skimmed) {
+    skimmed.append(py::make_tuple(one.ref.segment, one.ref.doc, one.score));
+  }
+  out["skimmed"] = skimmed;
   return out;
 }
 
@@ -191,17 +197,18 @@ py::tuple truth_result(const Truth& truth) {
 
 void bind_search(py::module_& module) {
   py::class_<SearchParams>(module, "SearchParams")
-      .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nrefine,
-                       uint32_t nrerank, bool exhaustive, bool pruned, float floor) {
+      .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nskim,
+                       uint32_t nrefine, uint32_t nrerank, bool exhaustive, bool pruned,
+                       float floor) {
              WEFT_REQUIRE(!exhaustive || !pruned, ErrorCode::invalid_argument,
                           "exhaustive and pruned exclude each other");
              const SearchPath path = exhaustive ? SearchPath::exhaustive
                                      : pruned   ? SearchPath::pruned
                                                 : SearchPath::cheaper;
-             return SearchParams{nprobe, budget, ncandidates, nrefine, nrerank, path, floor};
+             return SearchParams{nprobe, budget, ncandidates, nskim, nrefine, nrerank, path, floor};
            }),
            py::kw_only(), py::arg("nprobe"), py::arg("budget"), py::arg("ncandidates"),
-           py::arg("nrefine"), py::arg("nrerank"), py::arg("exhaustive") = false,
+           py::arg("nskim"), py::arg("nrefine"), py::arg("nrerank"), py::arg("exhaustive") = false,
            py::arg("pruned") = false, py::arg("floor") = SearchParams{}.floor);
 
   py::class_<FoundRows>(module, "Found")

@@ -159,7 +159,11 @@ WEFT_INLINE float sum(Floats a) {
 }
 
 WEFT_INLINE Bytes load_bytes(const uint8_t* p) { return load128(p); }
+WEFT_INLINE void store_bytes(uint8_t* p, Bytes a) { store128(p, a); }
 WEFT_INLINE Bytes larger(Bytes a, Bytes b) { return _mm_max_epu8(a, b); }
+WEFT_INLINE unsigned any_at_least(Bytes a, Bytes b) {
+  return static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(a, b), a)));
+}
 WEFT_INLINE uint32_t sum(Bytes a) {
   const __m128i two = _mm_sad_epu8(a, _mm_setzero_si128());
   return static_cast<uint32_t>(_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2));
@@ -213,9 +217,10 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 /// Dots of rows that were staged as `kPlanes` planes of nibbles.
 template <size_t kPlanes>
 struct NibbleDots {
+  static constexpr bool kHalves = false;
   static constexpr size_t kOnce = 2;  // rows whose sums fit the registers
 
-  template <size_t kR, size_t kG>
+  template <size_t kR, size_t kG, bool kHalf>
   WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
                               Ints (&acc)[kR][kG]) {
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
@@ -259,6 +264,7 @@ const Kernels avx2_table = {"avx2",
                             row_dots,
                             quantize_dots,
                             table_maxsim,
+                            table_leaders,
                             accumulate,
                             histogram,
                             collect,

@@ -13,7 +13,7 @@
 //                       at_least (bit mask) dot(sum, Quads, Word) byte_dot (see row_dots)
 //   Floats   16 x f32   load_floats load_halves store store_halves fill add sub mul fma(a, b, c)
 //                       larger smaller round to_ints to_floats sum (by halving)
-//   Bytes    16 x u8    load_bytes larger sum
+//   Bytes    16 x u8    load_bytes store_bytes larger sum any_at_least (0 or not)
 //   expand_codes<nbits> 32 codes to 32 bytes in dimension order
 //   SignedRow, WideRow  how the bytes of s8 rows and of 8-bit codes reach dot(): as they lie there
 //                       (kStaged = 0), or 32 at a time through stage() into kStaged * 32 bytes,
@@ -36,39 +36,74 @@ constexpr size_t kChunk = 32;  // dim is a multiple of it
 
 // ---- Tables, accumulators -----------------------------------------------------------------------
 
+WEFT_INLINE const uint8_t* table_row(const ScoreTable& table, uint32_t parent, uint8_t child) {
+  const uint32_t cell = table.cells[parent < table.n_cells ? parent : table.n_cells];
+  const size_t row = (cell & 0x7fffffffu) + size_t{child & (0u - (cell >> 31))};
+  return table.rows + row * table.groups * kLanes;
+}
+
 template <size_t kG>
-WEFT_INLINE uint32_t table_sum(const ScoreTable& table, size_t group, const uint16_t* parents,
-                               const uint8_t* children, size_t n) {
-  const size_t row_size = table.groups * kLanes;
-  const uint8_t* rows = table.rows + group * kLanes;
+WEFT_INLINE uint32_t table_best(const ScoreTable& table, size_t group, const uint16_t* parents,
+                                const uint8_t* children, size_t n, uint8_t* out) {
   Bytes best[kG];
   WEFT_UNROLL for (size_t g = 0; g < kG; ++g) best[g] = Bytes{};
   for (size_t t = 0; t < n; ++t) {
-    const uint32_t parent = parents[t];
-    const uint32_t cell = table.cells[parent < table.n_cells ? parent : table.n_cells];
-    const uint32_t child = children[t] & (0u - (cell >> 31));
-    const uint8_t* row = rows + ((cell & 0x7fffffffu) + size_t{child}) * row_size;
+    const uint8_t* row = table_row(table, parents[t], children[t]) + group * kLanes;
     WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
       best[g] = larger(best[g], load_bytes(row + g * kLanes));
     }
   }
   uint32_t total = 0;
-  for (size_t g = 0; g < kG; ++g) total += sum(best[g]);
+  WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
+    store_bytes(out + (group + g) * kLanes, best[g]);
+    total += sum(best[g]);
+  }
   return total;
 }
 
 uint32_t table_maxsim(const ScoreTable& table, const uint16_t* parents, const uint8_t* children,
-                      size_t n) {
-  uint32_t total = 0;
+                      size_t n, uint8_t* best) {
   size_t group = 0;
+  uint32_t total = 0;
   for (; group + 4 <= table.groups; group += 4) {
-    total += table_sum<4>(table, group, parents, children, n);
+    total += table_best<4>(table, group, parents, children, n, best);
   }
   for (; group + 2 <= table.groups; group += 2) {
-    total += table_sum<2>(table, group, parents, children, n);
+    total += table_best<2>(table, group, parents, children, n, best);
   }
-  if (group < table.groups) total += table_sum<1>(table, group, parents, children, n);
+  if (group < table.groups) total += table_best<1>(table, group, parents, children, n, best);
   return total;
+}
+
+/// kG groups, or as many as the table has for 0.
+template <size_t kG>
+WEFT_INLINE size_t leaders_of(const ScoreTable& table, const uint16_t* parents,
+                              const uint8_t* children, size_t n, const uint8_t* least,
+                              uint32_t* leaders) {
+  const size_t lanes = (kG > 0 ? kG : table.groups) * kLanes;
+  size_t count = 0;
+  for (size_t t = 0; t < n; ++t) {
+    const uint8_t* row = table_row(table, parents[t], children[t]);
+    unsigned reached = 0;
+    for (size_t l = 0; l < lanes; l += kLanes) {
+      reached |= any_at_least(load_bytes(row + l), load_bytes(least + l));
+    }
+    leaders[count] = static_cast<uint32_t>(t);
+    count += reached != 0 ? 1 : 0;
+  }
+  return count;
+}
+
+size_t table_leaders(const ScoreTable& table, const uint16_t* parents, const uint8_t* children,
+                     size_t n, const uint8_t* least, uint32_t* leaders) {
+  switch (table.groups) {
+    case 1:
+      return leaders_of<1>(table, parents, children, n, least, leaders);
+    case 2:
+      return leaders_of<2>(table, parents, children, n, least, leaders);
+    default:
+      return leaders_of<0>(table, parents, children, n, least, leaders);
+  }
 }
 
 template <unsigned kWidth>

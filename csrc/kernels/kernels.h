@@ -28,6 +28,7 @@ struct ByteTile {
   const int32_t* sums;  ///< [groups * 16]: sum over dim of each lane
   size_t groups;        ///< lanes / 16, at least 1
   size_t dim;           ///< padded: a multiple of 32
+  bool half = false;    ///< the last 8 lanes are padding: their products need not be computed
 
   size_t lanes() const { return groups * kLanes; }
 };
@@ -55,6 +56,11 @@ struct CodeBlock {
   int32_t middle;           ///< twice the middle level: 2^nbits - 1
   unsigned nbits;           ///< 1, 2, 4 or 8
   size_t n;
+  /// [n]: which tokens of `codes` and `parents` are meant, ascending; null: the first n. The scales
+  /// go by place in this list.
+  const uint32_t* tokens;
+
+  size_t token(size_t place) const { return tokens == nullptr ? place : tokens[place]; }
 };
 
 /// u8 scores of centroids: a row of `groups * 16` bytes per centroid.
@@ -90,10 +96,16 @@ struct Kernels {
   void (*quantize_dots)(const int32_t* dots, size_t n, unsigned shift, int16_t factor,
                         int16_t* base, uint8_t* table);
 
-  /// Sum over lanes of the largest table entry that any of the n tokens reaches. Token t reads row
-  /// (c & 0x7fffffff) + (c >> 31 ? children[t] : 0) with c = cells[min(parents[t], n_cells)].
+  /// best[l] = the largest table entry that any of the n tokens reaches in lane l; returns their
+  /// sum. Token t reads row (c & 0x7fffffff) + (c >> 31 ? children[t] : 0) with
+  /// c = cells[min(parents[t], n_cells)].
   uint32_t (*table_maxsim)(const ScoreTable& table, const uint16_t* parents,
-                           const uint8_t* children, size_t n);
+                           const uint8_t* children, size_t n, uint8_t* best);
+
+  /// Writes the t, ascending, whose table row reaches least[l] in any lane l; returns how many.
+  /// `leaders` has room for n + 1.
+  size_t (*table_leaders)(const ScoreTable& table, const uint16_t* parents, const uint8_t* children,
+                          size_t n, const uint8_t* least, uint32_t* leaders);
 
   /// For every posting d = min(docs[i], limit): if the high bits of words[d] differ from `stamp`,
   /// add `gain` to its low kSumBits bits and set the stamp; otherwise leave it. `docs` holds n
@@ -112,8 +124,9 @@ struct Kernels {
 
   /// best[l] = max(best[l], fma(code_scale[t], (float)(2 * dot - middle * sums[l]),
   ///                            base_scale[t] * (float)base[min(parent, n_cells)][l]))
-  /// over tokens t, where dot = sum_d tile[l][d] * code[t][d].
-  void (*score_codes)(const ByteTile& tile, const CodeBlock& block, float* best);
+  /// over the block's tokens, where dot = sum_d tile[l][d] * code[t][d]. What the maximum is taken of
+  /// also goes to scores[place][lane], unless `scores` is null.
+  void (*score_codes)(const ByteTile& tile, const CodeBlock& block, float* best, float* scores);
 
   /// best[l] = max(best[l], s) over rows, s = sum over d ascending of fma(tile[l][d], row[d], s)
   /// from 0.

@@ -159,7 +159,9 @@ WEFT_INLINE float sum(const Floats& a) {
 }
 
 WEFT_INLINE Bytes load_bytes(const uint8_t* p) { return vld1q_u8(p); }
+WEFT_INLINE void store_bytes(uint8_t* p, Bytes a) { vst1q_u8(p, a); }
 WEFT_INLINE Bytes larger(Bytes a, Bytes b) { return vmaxq_u8(a, b); }
+WEFT_INLINE unsigned any_at_least(Bytes a, Bytes b) { return vmaxvq_u8(vcgeq_u8(a, b)); }
 WEFT_INLINE uint32_t sum(Bytes a) { return vaddlvq_u8(a); }
 
 struct SignedRow {
@@ -212,6 +214,7 @@ const Kernels neon_table = {"neon",
                             row_dots,
                             quantize_dots,
                             table_maxsim,
+                            table_leaders,
                             accumulate,
                             histogram,
                             collect,

@@ -197,6 +197,14 @@ WEFT_INLINE void store_halves(uint16_t* p, const Floats& a) {
 WEFT_INLINE Bytes load_bytes(const uint8_t* p) {
   return each<Bytes>([&](size_t i) { return p[i]; });
 }
+WEFT_INLINE void store_bytes(uint8_t* p, const Bytes& a) {
+  for (size_t i = 0; i < kLanes; ++i) p[i] = a.v[i];
+}
+WEFT_INLINE unsigned any_at_least(const Bytes& a, const Bytes& b) {
+  unsigned any = 0;
+  for (size_t i = 0; i < kLanes; ++i) any |= a.v[i] >= b.v[i] ? 1u : 0u;
+  return any;
+}
 WEFT_INLINE Bytes larger(const Bytes& a, const Bytes& b) {
   return each<Bytes>([&](size_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
@@ -231,13 +239,21 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 }  // namespace
 
 extern const Kernels scalar_table;
-const Kernels scalar_table = {"scalar",          tile_dots<WordDots>,
-                              nearest<WordDots>, row_dots,
-                              quantize_dots,     table_maxsim,
-                              accumulate,        histogram,
-                              collect,           score_codes<WordDots, WordDots>,
-                              maxsim_rows,       quantize_row,
-                              to_int8,           half_to_float,
+const Kernels scalar_table = {"scalar",
+                              tile_dots<WordDots>,
+                              nearest<WordDots>,
+                              row_dots,
+                              quantize_dots,
+                              table_maxsim,
+                              table_leaders,
+                              accumulate,
+                              histogram,
+                              collect,
+                              score_codes<WordDots, WordDots>,
+                              maxsim_rows,
+                              quantize_row,
+                              to_int8,
+                              half_to_float,
                               float_to_half};
 
 }  // namespace weft::kernels

@@ -8,7 +8,9 @@
 #ifndef WEFT_OWN_DOTS
 /// acc[r][g][lane] += sum_d tile[group + g][lane][d] * rows[r][d].
 struct WordDots {
-  template <size_t kR, size_t kG>
+  static constexpr bool kHalves = false;
+
+  template <size_t kR, size_t kG, bool kHalf>
   WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
                               Ints (&acc)[kR][kG]) {
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
@@ -32,7 +34,7 @@ struct WordDots {
 
 /// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the
 /// last of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
-template <class Dots, class Rows, size_t kR, size_t kG, class Visit>
+template <class Dots, class Rows, size_t kR, size_t kG, bool kHalf, class Visit>
 WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* const* pointers,
                             size_t first, size_t count, const Visit& visit) {
   Ints acc[kR][kG];
@@ -41,7 +43,7 @@ WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* c
     const Ints start = Rows::kOffset == 0 ? fill(0) : mul(fill(-Rows::kOffset), sums);
     WEFT_UNROLL for (size_t r = 0; r < kR; ++r) acc[r][g] = start;
   }
-  Dots::template run<kR, kG>(tile, group, pointers, acc);
+  Dots::template run<kR, kG, kHalf>(tile, group, pointers, acc);
   visit(first, count, group, acc);
 }
 
@@ -50,13 +52,25 @@ WEFT_INLINE void scan_block(const ByteTile& tile, size_t first, size_t count, Ro
                             const Visit& visit) {
   const uint8_t* pointers[kR];
   rows.template load<kR>(first, count, pointers);
+  // Where half of the last group is padding, the groups that are read together with it leave it out.
+  const size_t whole = Dots::kHalves && tile.half ? tile.groups - 1 : tile.groups;
   size_t group = 0;
-  for (; group + kGroups <= tile.groups; group += kGroups) {
-    scan_group<Dots, Rows, kR, kGroups>(tile, group, pointers, first, count, visit);
+  for (; group + kGroups <= whole; group += kGroups) {
+    scan_group<Dots, Rows, kR, kGroups, false>(tile, group, pointers, first, count, visit);
+  }
+  if constexpr (Dots::kHalves) {
+    if (whole < tile.groups) {
+      if (group + kGroups <= tile.groups) {
+        scan_group<Dots, Rows, kR, kGroups, true>(tile, group, pointers, first, count, visit);
+      } else {
+        scan_group<Dots, Rows, kR, 1, true>(tile, group, pointers, first, count, visit);
+      }
+      return;
+    }
   }
   if constexpr (kGroups > 1) {
     for (; group < tile.groups; ++group) {
-      scan_group<Dots, Rows, kR, 1>(tile, group, pointers, first, count, visit);
+      scan_group<Dots, Rows, kR, 1, false>(tile, group, pointers, first, count, visit);
     }
   }
 }
@@ -76,22 +90,29 @@ WEFT_INLINE void scan(const ByteTile& tile, size_t n, Rows& rows, const Visit& v
   }
 }
 
-/// Rows of `dim` bytes, one after the other.
+/// Row r of a block of `count` rows from place `first` on; the last one stands for those past it.
+WEFT_INLINE size_t row_number(const uint32_t* order, size_t first, size_t r, size_t count) {
+  const size_t place = first + (r < count ? r : count - 1);
+  return order == nullptr ? place : order[place];
+}
+
+/// Rows of `dim` bytes, one after the other, or those that `order` lists.
 template <class Row>
 struct ByteRows {
   static constexpr int32_t kOffset = Row::kOffset;
 
   const uint8_t* rows;
   size_t dim;
+  const uint32_t* order;
   alignas(64) uint8_t staged[Row::kStaged == 0 ? 64 : Row::kStaged * kRows * kMaxDim];
 
-  ByteRows(const void* first_row, size_t row_size)
-      : rows(static_cast<const uint8_t*>(first_row)), dim(row_size) {}
+  ByteRows(const void* first_row, size_t row_size, const uint32_t* listed = nullptr)
+      : rows(static_cast<const uint8_t*>(first_row)), dim(row_size), order(listed) {}
 
   template <size_t kR>
   WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
     for (size_t r = 0; r < kR; ++r) {
-      const uint8_t* source = rows + (first + (r < count ? r : count - 1)) * dim;
+      const uint8_t* source = rows + row_number(order, first, r, count) * dim;
       if constexpr (Row::kStaged == 0) {
         out[r] = source;
       } else {
@@ -103,21 +124,23 @@ struct ByteRows {
   }
 };
 
-/// Rows of codes narrower than a byte.
+/// The same of codes narrower than a byte.
 template <unsigned kBits>
 struct NarrowRows {
   static constexpr int32_t kOffset = 0;
 
   const uint8_t* codes;
   size_t dim;
+  const uint32_t* order;
   alignas(64) uint8_t expanded[kRows * kMaxDim];
 
-  NarrowRows(const uint8_t* first_row, size_t row_size) : codes(first_row), dim(row_size) {}
+  NarrowRows(const uint8_t* first_row, size_t row_size, const uint32_t* listed)
+      : codes(first_row), dim(row_size), order(listed) {}
 
   template <size_t kR>
   WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
     for (size_t r = 0; r < kR; ++r) {
-      const uint8_t* source = codes + (first + (r < count ? r : count - 1)) * (dim * kBits / 8);
+      const uint8_t* source = codes + row_number(order, first, r, count) * (dim * kBits / 8);
       uint8_t* target = expanded + r * dim;
       out[r] = target;
       for (size_t d = 0; d < dim; d += kChunk) {
@@ -204,8 +227,8 @@ void quantize_dots(const int32_t* dots, size_t n, unsigned shift, int16_t factor
 
 // ---- Residual codes -----------------------------------------------------------------------------
 
-WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t token, size_t lanes) {
-  const uint32_t parent = block.parents[token];
+WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t place, size_t lanes) {
+  const uint32_t parent = block.parents[block.token(place)];
   return block.base + (parent < block.n_cells ? parent : block.n_cells) * lanes;
 }
 
@@ -222,7 +245,10 @@ struct CodeRows {
   Source source;
 
   CodeRows(const CodeBlock& codes, size_t dim, size_t n_lanes)
-      : block(codes), lanes(n_lanes), width(dim * codes.nbits / 8), source(codes.codes, dim) {}
+      : block(codes),
+        lanes(n_lanes),
+        width(dim * codes.nbits / 8),
+        source(codes.codes, dim, codes.tokens) {}
 
   template <size_t kR>
   WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
@@ -230,8 +256,10 @@ struct CodeRows {
       const int16_t* base = base_row(block, first + r, lanes);
       for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);
     }
-    const uint8_t* ahead = block.codes + (first + kAhead) * width;
-    for (size_t i = 0; i < kR * width; i += 64) WEFT_PREFETCH(ahead + i);
+    if (block.tokens == nullptr) {
+      const uint8_t* ahead = block.codes + (first + kAhead) * width;
+      for (size_t i = 0; i < kR * width; i += 64) WEFT_PREFETCH(ahead + i);
+    }
     source.template load<kR>(first, count, out);
   }
 };
@@ -241,6 +269,7 @@ struct KeepScores {
   const int32_t* sums;
   size_t lanes;
   float* best;
+  float* scores;
 
   template <size_t kR, size_t kG>
   WEFT_INLINE void operator()(size_t first, size_t count, size_t group,
@@ -253,14 +282,16 @@ struct KeepScores {
     }
     WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
       if (r < count) {
-        const size_t token = first + r;
-        const int16_t* base = base_row(block, token, lanes) + group * kLanes;
-        const Floats base_scale = fill(block.base_scale[token]);
-        const Floats code_scale = fill(block.code_scale[token]);
+        const size_t place = first + r;
+        const int16_t* base = base_row(block, place, lanes) + group * kLanes;
+        const Floats base_scale = fill(block.base_scale[place]);
+        const Floats code_scale = fill(block.code_scale[place]);
         WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
           const Floats residual = to_floats(sub(add(acc[r][g], acc[r][g]), middle[g]));
           const Floats start = mul(base_scale, to_floats(load_shorts(base + g * kLanes)));
-          top[g] = larger(fma(code_scale, residual, start), top[g]);
+          const Floats score = fma(code_scale, residual, start);
+          if (scores != nullptr) store(scores + place * lanes + (group + g) * kLanes, score);
+          top[g] = larger(score, top[g]);
         }
       }
     }
@@ -269,22 +300,23 @@ struct KeepScores {
 };
 
 template <class Dots, class Source>
-WEFT_INLINE void score_rows(const ByteTile& tile, const CodeBlock& block, float* best) {
+WEFT_INLINE void score_rows(const ByteTile& tile, const CodeBlock& block, float* best,
+                            float* scores) {
   CodeRows<Source> source(block, tile.dim, tile.lanes());
-  scan<Dots>(tile, block.n, source, KeepScores{block, tile.sums, tile.lanes(), best});
+  scan<Dots>(tile, block.n, source, KeepScores{block, tile.sums, tile.lanes(), best, scores});
 }
 
 /// `NarrowDots` serves codes of at most 4 bits.
 template <class Dots, class NarrowDots>
-void score_codes(const ByteTile& tile, const CodeBlock& block, float* best) {
+void score_codes(const ByteTile& tile, const CodeBlock& block, float* best, float* scores) {
   switch (block.nbits) {
     case 1:
-      return score_rows<NarrowDots, NarrowRows<1>>(tile, block, best);
+      return score_rows<NarrowDots, NarrowRows<1>>(tile, block, best, scores);
     case 2:
-      return score_rows<NarrowDots, NarrowRows<2>>(tile, block, best);
+      return score_rows<NarrowDots, NarrowRows<2>>(tile, block, best, scores);
     case 4:
-      return score_rows<NarrowDots, NarrowRows<4>>(tile, block, best);
+      return score_rows<NarrowDots, NarrowRows<4>>(tile, block, best, scores);
     default:
-      return score_rows<Dots, ByteRows<WideRow>>(tile, block, best);
+      return score_rows<Dots, ByteRows<WideRow>>(tile, block, best, scores);
   }
 }

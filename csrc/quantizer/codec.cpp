@@ -352,36 +352,36 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
   }
 }
 
-void Codec::decode_rotated(const EncodedView& tokens, float* out) const {
+void Codec::decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<uint8_t>& levels,
+                           float* row) const {
   const size_t padded = padded_dim();
+  if (levels.size() < padded) {
+    levels.resize(padded);
+  }
+  const int8_t* centroid = tree_.coarse().row(std::min<size_t>(tokens.parents[t], n_coarse() - 1));
+  const uint8_t* codes = tokens.codes + t * (padded * nbits_ / 8);
+  const float step = half_to_float(tokens.steps[t]);
   const bool plane = tokens.plane != nullptr;
-  AlignedBuffer<uint8_t> levels(padded);
-  for (size_t t = 0; t < tokens.n; ++t) {
-    const int8_t* centroid =
-        tree_.coarse().row(std::min<size_t>(tokens.parents[t], n_coarse() - 1));
-    const uint8_t* codes = tokens.codes + t * (padded * nbits_ / 8);
-    const float step = half_to_float(tokens.steps[t]);
-    float* row = out + t * padded;
-    if (plane) {
-      merge_planes(codes, tokens.plane + t * padded / 2, padded, levels.data());
-      reconstruct(centroid, coarse_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded, row);
-    } else {
-      unpack(codes, padded, nbits_, levels.data());
-      reconstruct(centroid, coarse_scale_, levels.data(), step, (1 << nbits_) - 1, padded, row);
-    }
-    const float multiplier =
-        multiplier_of(plane ? tokens.plane_multipliers[t] : tokens.multipliers[t]);
-    for (size_t d = 0; d < padded; ++d) {
-      row[d] *= multiplier;
-    }
+  if (plane) {
+    merge_planes(codes, tokens.plane + t * padded / 2, padded, levels.data());
+    reconstruct(centroid, coarse_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded, row);
+  } else {
+    unpack(codes, padded, nbits_, levels.data());
+    reconstruct(centroid, coarse_scale_, levels.data(), step, (1 << nbits_) - 1, padded, row);
+  }
+  const float multiplier =
+      multiplier_of(plane ? tokens.plane_multipliers[t] : tokens.multipliers[t]);
+  for (size_t d = 0; d < padded; ++d) {
+    row[d] *= multiplier;
   }
 }
 
 void Codec::decode(const EncodedView& tokens, float* out) const {
-  AlignedBuffer<float> rotated(tokens.n * padded_dim());
-  decode_rotated(tokens, rotated.data());
+  AlignedBuffer<float> rotated(padded_dim());
+  AlignedBuffer<uint8_t> levels(padded_dim());
   for (size_t t = 0; t < tokens.n; ++t) {
-    rotation_.invert(rotated.data() + t * padded_dim(), out + t * dim());
+    decode_rotated(tokens, t, levels, rotated.data());
+    rotation_.invert(rotated.data(), out + t * dim());
   }
 }
 

@@ -150,9 +150,10 @@ class Codec {
   /// nbits 4.
   void encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& out) const;
 
-  /// out[n][padded_dim]: the reconstructions in rotated space. Parents beyond n_coarse are read as the
-  /// last cell.
-  void decode_rotated(const EncodedView& tokens, float* out) const;
+  /// row[padded_dim]: the reconstruction of token t in rotated space. A parent beyond n_coarse is read as
+  /// the last cell. `levels`: scratch.
+  void decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<uint8_t>& levels,
+                      float* row) const;
 
   /// out[n][dim]: the reconstructions, rotated back. Parents beyond n_coarse are read as the last
   /// cell.

@@ -16,6 +16,7 @@ ByteTileBuffer::ByteTileBuffer(MatrixView<const int8_t> rows) {
 }
 
 void ByteTileBuffer::resize(size_t n, size_t dim) {
+  n_rows_ = n;
   groups_ = std::max<size_t>(1, (n + kLanes - 1) / kLanes);
   dim_ = dim;
   const size_t lanes = groups_ * kLanes;

@@ -24,11 +24,14 @@ class ByteTileBuffer {
   void set_row(size_t lane, const int8_t* row, int32_t sum);
 
   /// Borrowed from this buffer until it is resized or moved.
-  kernels::ByteTile view() const { return {data_.data(), sums_.data(), groups_, dim_}; }
+  kernels::ByteTile view() const {
+    return {data_.data(), sums_.data(), groups_, dim_, groups_ * kernels::kLanes >= n_rows_ + 8};
+  }
 
  private:
   AlignedBuffer<int8_t> data_;
   AlignedBuffer<int32_t> sums_;
+  size_t n_rows_ = 0;
   size_t groups_ = 0;
   size_t dim_ = 0;
 };

@@ -12,6 +12,9 @@ namespace weft {
 
 namespace {
 
+/// Kernels read whole vectors: up to so many floats behind the last row.
+constexpr size_t kReadAhead = 15;
+
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr size_t kRowsAtOnce = 256;
 
@@ -131,7 +134,7 @@ Truth::Truth(RaggedView<const float> queries, size_t k, size_t threads)
     const MatrixView<const float> rows = queries[q];
     WEFT_REQUIRE(rows.rows > 0, ErrorCode::invalid_argument, "query ", q,
                  " is empty: expected at least one token");
-    std::vector<float> dense(rows.rows * dim_);
+    std::vector<float> dense(rows.rows * dim_ + kReadAhead);
     for (size_t i = 0; i < rows.rows; ++i) {
       std::copy_n(rows.row(i), dim_, dense.data() + i * dim_);
     }
@@ -158,8 +161,8 @@ void Truth::scan(RaggedView<const uint16_t> docs, uint64_t first_doc,
     if (rows.rows == 0) {
       return;
     }
-    if (mine.wide.size() < rows.rows * dim_) {
-      mine.wide.resize(rows.rows * dim_);
+    if (mine.wide.size() < rows.rows * dim_ + kReadAhead) {
+      mine.wide.resize(rows.rows * dim_ + kReadAhead);
     }
     for (size_t t = 0; t < rows.rows; ++t) {
       kernel.half_to_float(rows.row(t), dim_, mine.wide.data() + t * dim_);

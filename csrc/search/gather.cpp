@@ -13,6 +13,17 @@ constexpr uint32_t kBins = 4'096;
 /// Stamps have 32 - kSumBits bits and 0 means "never": after so many tokens they start again.
 constexpr uint32_t kStamps = (1u << (32 - kernels::kSumBits)) - 1;
 
+constexpr size_t kListsAhead = 4;
+
+void prefetch_list(const Segment& segment, uint32_t fine) {
+  const auto offsets = segment.list_offsets();
+  const uint8_t* first = segment.postings() + offsets[fine] * segment.width();
+  const uint8_t* last = segment.postings() + offsets[fine + size_t{1}] * segment.width();
+  for (; first < last; first += 64) {
+    __builtin_prefetch(first);
+  }
+}
+
 void read_lists(const Segment& segment, const Probe& probe, AlignedBuffer<uint32_t>& words,
                 const kernels::Kernels& kernel) {
   const size_t n_docs = segment.doc_count();
@@ -27,6 +38,10 @@ void read_lists(const Segment& segment, const Probe& probe, AlignedBuffer<uint32
       stamp = 1;
     }
     for (; next < end; ++next) {
+      // Lists are short and lie scattered: each is fetched while the ones before it are read.
+      if (next + kListsAhead < probe.lists.size()) {
+        prefetch_list(segment, probe.lists[next + kListsAhead].fine);
+      }
       const ProbedList& list = probe.lists[next];
       const uint64_t begin = offsets[list.fine];
       kernel.accumulate(segment.postings() + begin * segment.width(),

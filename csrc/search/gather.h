@@ -27,6 +27,7 @@ struct DocRef {
 struct Candidate {
   DocRef ref;
   uint32_t value;
+  uint32_t row = 0;  ///< where interact() keeps what it found of this document
 };
 
 /// Keeps the `count` candidates with the largest values, ties by (segment, ordinal), and leaves them

@@ -14,7 +14,8 @@ struct SearchParams {
   uint32_t nprobe = 16;          ///< coarse centroids opened per query token
   uint32_t budget = 50'000;      ///< postings read per query
   uint32_t ncandidates = 2'000;  ///< documents kept by select
-  uint32_t nrefine = 400;        ///< documents scored from their codes
+  uint32_t nskim = 400;          ///< documents scored from their leaders' codes, if above nrefine
+  uint32_t nrefine = 40;         ///< documents scored from all their codes
   uint32_t nrerank = 20;         ///< documents scored from the rerank rows; 0 = none
   SearchPath path = SearchPath::cheaper;
   float floor = 0.75f;  ///< share of the last list's score given to a token that met no list

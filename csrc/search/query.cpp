@@ -28,9 +28,12 @@ PreparedQuery::PreparedQuery(MatrixView<const float> rows, const Codec* codec)
   for (size_t i = 0; i < n_tokens; ++i) {
     float* out = turned.data() + i * padded;
     codec->rotation().apply(rows.row(i), out);
+    float squared = 0.0f;
     for (size_t d = 0; d < padded; ++d) {
       widest = std::max(widest, std::fabs(out[d]));
+      squared += out[d] * out[d];
     }
+    lengths.push_back(std::sqrt(squared));
   }
   rotated_exact = FloatTileBuffer({turned.data(), n_tokens, padded, padded});
   scale = widest / 127.0f;

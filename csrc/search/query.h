@@ -28,8 +28,9 @@ struct PreparedQuery {
   FloatTileBuffer
       rotated_exact;  ///< the same, rotated; this and what follows: empty without a codec
   ByteTileBuffer rotated;
-  float scale = 0.0f;    ///< rotated row = int8 * scale
-  double longest = 0.0;  ///< largest length of an int8 row
+  float scale = 0.0f;          ///< rotated row = int8 * scale
+  double longest = 0.0;        ///< largest length of an int8 row
+  std::vector<float> lengths;  ///< of each row
   std::vector<Merged> merged;
 };
 

@@ -2,13 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/buffer.h"
 #include "index/segment.h"
-#include "search/gather.h"
 #include "search/probe.h"
 #include "search/query.h"
 
@@ -24,23 +22,34 @@ Scorer best_scorer(const Segment& segment) noexcept;
 
 /// Buffers of one document's scoring, reused.
 struct ScoreScratch {
-  AlignedBuffer<float> best, base_scale, code_scale, rows;
+  AlignedBuffer<float> best, code_best, base_scale, code_scale, scores, bound, rows;
+  AlignedBuffer<uint8_t> levels;
+  std::vector<uint16_t> steps;
+  std::vector<uint32_t> reached;
 };
-
-/// Approximate MaxSim of candidates from the u8 scores of fine centroids (of the parent where its cell
-/// was not opened), a third of the gathered gain mixed in; keeps the `count` best, in (segment, ordinal)
-/// order. Over fine centroids this ranks far better than the gather's own sums; over coarse ones it is
-/// worse [PLAID22 §4.3 with TACHIOM26's centroids; docs/performance.md].
-void interact(std::span<const std::shared_ptr<const Segment>> segments, const Codec& codec,
-              const Probe& probe, std::vector<Candidate>& candidates, size_t count);
 
 /// MaxSim of documents from what is stored. Needs the base table of `probe` for codes and plane.
 class DocumentScorer {
  public:
   DocumentScorer(const PreparedQuery& query, const Probe& probe) : query_(query), probe_(probe) {}
 
-  /// Sum over query tokens of the best document token; -infinity for a document without tokens.
+  /// Sum over query tokens of the best document token; -infinity for a document without tokens. A form
+  /// better than codes is read of the tokens alone that come near a maximum by their codes.
   float score(const Segment& segment, uint32_t doc, Scorer scorer, ScoreScratch& scratch) const;
+
+  /// The same from the codes of some tokens alone, places in the document: a lower bound of the score from
+  /// all codes.
+  float score_tokens(const Segment& segment, uint32_t doc, std::span<const uint32_t> tokens,
+                     ScoreScratch& scratch) const;
+
+  /// The score by codes, and what a better form has to be read of for it: adds to `reached` the tokens, places
+  /// in the document, that may hold a lane maximum.
+  float score_and_reach(const Segment& segment, uint32_t doc, ScoreScratch& scratch,
+                        std::vector<uint32_t>& reached) const;
+
+  /// score() by a better form, given what score_and_reach() found.
+  float score_reached(const Segment& segment, uint32_t doc, Scorer scorer,
+                      std::span<const uint32_t> reached, ScoreScratch& scratch) const;
 
   /// Per query token the winning document token (its place in the document) and its similarity, from
   /// the same arithmetic as score(): the similarities add up to it.
@@ -51,8 +60,19 @@ class DocumentScorer {
   /// Fills scratch.best with the lane maxima over tokens [first, first + count) of the segment.
   void lane_maxima(const Segment& segment, uint64_t first, size_t count, Scorer scorer,
                    ScoreScratch& scratch) const;
-  void score_codes(const kernels::Kernels& kernel, const Segment& segment, size_t at, size_t n,
-                   ScoreScratch& scratch) const;
+  /// Raises `best` to the scores by codes of n tokens from `at` on, or of those `tokens` lists, and keeps
+  /// every score unless `scores` is null.
+  void score_codes(const Segment& segment, size_t at, size_t n, const uint32_t* tokens, float* best,
+                   float* scores, ScoreScratch& scratch) const;
+  /// Raises scratch.code_best to the scores by codes of n tokens from `at` on, and adds to `reached`
+  /// those that may hold a lane maximum of a better form, the first of them as `place`.
+  void find_reached(const Segment& segment, size_t at, size_t n, uint32_t place,
+                    ScoreScratch& scratch, std::vector<uint32_t>& reached) const;
+  /// Raises scratch.best to the scores of tokens `at` + t by a better form.
+  void raise_precisely(const Segment& segment, size_t at, std::span<const uint32_t> tokens,
+                       Scorer scorer, ScoreScratch& scratch) const;
+  void prepare(ScoreScratch& scratch) const;
+  float sum_of(const AlignedBuffer<float>& best) const;
 
   const PreparedQuery& query_;
   const Probe& probe_;

@@ -3,28 +3,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 
 #include "base/parallel.h"
+#include "search/interact.h"
 
 namespace weft {
 
 namespace {
 
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
 /// Nanoseconds per unit of work with 32 query tokens of 128 dims on one core: only their ratios matter,
 /// they decide between the pruned and the exhaustive path (docs/performance.md, "Cost model").
 constexpr double kPostingCost = 2.0;
 constexpr double kInteractCost = 3.0;
+constexpr double kSkimCost = 10.0;
 constexpr double kRefineCost = 27.0;
 constexpr double kScanCost = 22.0;
 constexpr double kCentroidCost = 22.0;
-
-struct Scored {
-  float score;
-  DocRef ref;
-};
 
 /// Adds the time since the last call to one stage.
 class StageClock {
@@ -47,7 +41,7 @@ class StageClock {
 struct Searcher::Scratch {
   Probe probe;
   Accumulators accumulators;
-  std::vector<ScoreScratch> score;
+  RankScratch rank;
 };
 
 /// Borrows a scratch from the pool and returns it.
@@ -127,9 +121,11 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
   const double centroids =
       codec_->n_coarse() + opened * codec_->n_fine() / static_cast<double>(codec_->n_coarse());
   const double candidates = std::min<double>(params.ncandidates, static_cast<double>(n_filled_));
+  const double skimmed = std::min<double>(params.nskim, static_cast<double>(n_filled_));
   const double refined = std::min<double>(params.nrefine, static_cast<double>(n_filled_));
   const double pruned = centroids * kCentroidCost * width + params.budget * kPostingCost +
                         static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
+                        skimmed * length * kSkimCost * width +
                         refined * length * kRefineCost * width;
   return tokens * kScanCost * width <= pruned;
 }
@@ -159,8 +155,8 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   StageClock clock(found);
   const PreparedQuery prepared(query, codec_.get());
   clock.finished(Stage::prepare);
-  if (scratch.score.size() < threads) {
-    scratch.score.resize(threads);
+  if (scratch.rank.score.size() < threads) {
+    scratch.rank.score.resize(threads);
   }
 
   std::vector<Candidate> candidates;
@@ -178,10 +174,11 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     // Too few documents met to fill k, though there are more: score them all instead.
     found.exhaustive = candidates.size() < std::min<uint64_t>(k, found.n_matching);
     if (trace != nullptr) {
-      *trace = {prepared.merged, scratch.probe.lists, scratch.probe.list_ends, candidates, {}};
+      *trace = {prepared.merged, scratch.probe.lists, scratch.probe.list_ends, candidates, {}, {}};
     }
     if (!found.exhaustive) {
-      interact(segments_, *codec_, scratch.probe, candidates, params.nrefine);
+      interact(segments_, *codec_, scratch.probe, candidates,
+               std::max(params.nskim, params.nrefine), scratch.rank.table_best);
       clock.finished(Stage::interact);
       if (trace != nullptr) {
         trace->interacted = candidates;
@@ -197,61 +194,33 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     found.n_candidates = candidates.size();
   }
 
-  // Score a list of candidates with one scorer; returns the `keep` best, ties by id.
-  const DocumentScorer scorer(prepared, scratch.probe);
-  const auto better = [this](const Scored& a, const Scored& b) {
-    if (a.score != b.score) {
-      return a.score > b.score;
+  // A pruned search notes in refine what the rerank has to read; an exhaustive one would have to for every
+  // document. A rerank that takes every candidate makes the refine before it idle.
+  Ranker ranker(segments_, prepared, scratch.probe, scratch.rank, found.exhaustive ? threads : 1,
+                poll);
+  if (!found.exhaustive && params.nskim > 0 && candidates.size() > params.nrefine) {
+    found.n_skimmed = candidates.size();
+    ranker.skim(candidates, params.nrefine);
+    clock.finished(Stage::skim);
+    if (trace != nullptr) {
+      trace->skimmed.assign(ranker.best().begin(), ranker.best().end());
     }
-    if (a.ref.segment == b.ref.segment) {
-      const Segment& segment = *segments_[a.ref.segment];
-      return segment.id_rank(a.ref.doc) < segment.id_rank(b.ref.doc);
-    }
-    return segments_[a.ref.segment]->id(a.ref.doc) < segments_[b.ref.segment]->id(b.ref.doc);
-  };
-  std::vector<Scored> scored;
-  const auto score_all = [&](bool best_form, size_t keep) {
-    scored.resize(candidates.size());
-    parallel_for(
-        candidates.size(), found.exhaustive ? threads : 1,
-        [&](size_t begin, size_t end, size_t worker) {
-          for (size_t i = begin; i < end; ++i) {
-            const DocRef ref = candidates[i].ref;
-            const Segment& segment = *segments_[ref.segment];
-            const Scorer form = best_form ? best_scorer(segment) : Scorer::codes;
-            scored[i] = {scorer.score(segment, ref.doc, form, scratch.score[worker]), ref};
-          }
-        },
-        64, poll);
-    std::erase_if(scored, [](const Scored& one) { return one.score == kNothing; });
-    keep = std::min(keep, scored.size());
-    std::partial_sort(scored.begin(), scored.begin() + static_cast<ptrdiff_t>(keep), scored.end(),
-                      better);
-    scored.resize(keep);
-  };
-
-  // Refine by codes, then rerank the best by what is stored beside them. A rerank that takes every
-  // candidate makes the refine before it idle.
+  }
   const bool has_better_form =
       codec_ != nullptr && !segments_.empty() && best_scorer(*segments_.front()) != Scorer::codes;
   const size_t n_rerank = has_better_form ? std::min<size_t>(params.nrerank, candidates.size()) : 0;
-  if (codec_ != nullptr && n_rerank < candidates.size()) {
+  const bool refines = codec_ != nullptr && n_rerank < candidates.size();
+  if (refines) {
     found.n_refined = candidates.size();
-    score_all(false, std::max<size_t>(n_rerank, k));
+    ranker.refine(candidates, std::max<size_t>(n_rerank, k), n_rerank > 0 && !found.exhaustive);
     clock.finished(Stage::refine);
-    candidates.clear();
-    for (const Scored& one : scored) {
-      candidates.push_back({one.ref, 0});
-    }
   }
   if (codec_ == nullptr || n_rerank > 0) {
-    std::sort(candidates.begin(), candidates.end(),
-              [](const Candidate& a, const Candidate& b) { return a.ref < b.ref; });
     found.n_reranked = candidates.size();
-    score_all(true, k);
+    ranker.rerank(candidates, k, refines && !found.exhaustive);
     clock.finished(Stage::rerank);
   }
-  for (const Scored& one : scored) {
+  for (const Ranker::Scored& one : ranker.best()) {
     found.docs.push_back(one.ref);
     found.scores.push_back(one.score);
   }
@@ -296,10 +265,10 @@ void Searcher::with_scorer(
   if (codec_ != nullptr) {
     base_scores(prepared, *codec_, scratch.probe);
   }
-  if (scratch.score.empty()) {
-    scratch.score.resize(1);
+  if (scratch.rank.score.empty()) {
+    scratch.rank.score.resize(1);
   }
-  use(DocumentScorer(prepared, scratch.probe), scratch.score[0]);
+  use(DocumentScorer(prepared, scratch.probe), scratch.rank.score[0]);
 }
 
 void Searcher::score(MatrixView<const float> query, uint32_t segment,

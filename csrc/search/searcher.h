@@ -15,14 +15,14 @@
 #include "search/gather.h"
 #include "search/params.h"
 #include "search/probe.h"
-#include "search/refine.h"
+#include "search/ranker.h"
 
 namespace weft {
 
-enum class Stage : uint8_t { prepare, probe, gather, interact, refine, rerank };
-inline constexpr size_t kStageCount = 6;
+enum class Stage : uint8_t { prepare, probe, gather, interact, skim, refine, rerank };
+inline constexpr size_t kStageCount = 7;
 inline constexpr std::array<const char*, kStageCount> kStageNames = {
-    "prepare", "probe", "gather", "interact", "refine", "rerank"};
+    "prepare", "probe", "gather", "interact", "skim", "refine", "rerank"};
 
 /// The answer to one query: best first, ties by id, and what it took.
 struct Found {
@@ -33,6 +33,7 @@ struct Found {
   std::array<double, kStageCount> milliseconds{};
   uint64_t n_postings = 0;
   uint64_t n_candidates = 0;
+  uint64_t n_skimmed = 0;
   uint64_t n_refined = 0;
   uint64_t n_reranked = 0;
 };
@@ -44,6 +45,7 @@ struct Trace {
   std::vector<size_t> list_ends;
   std::vector<Candidate> gathered;
   std::vector<Candidate> interacted;
+  std::vector<Ranker::Scored> skimmed;
 };
 
 /// One snapshot: a list of segments searched as one collection. Const is safe from any thread; buffers

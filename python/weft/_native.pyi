@@ -102,6 +102,7 @@ class SearchParams(metaclass=_Type):
         nprobe: int,
         budget: int,
         ncandidates: int,
+        nskim: int,
         nrefine: int,
         nrerank: int,
         exhaustive: bool = False,

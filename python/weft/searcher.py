@@ -444,6 +444,7 @@ def native_params(params: SearchParams, n: int) -> _native.SearchParams:
         nprobe=wide.nprobe,
         budget=wide.budget,
         ncandidates=wide.ncandidates,
+        nskim=wide.nskim,
         nrefine=wide.nrefine,
         nrerank=wide.nrerank,
         exhaustive=wide.exhaustive,

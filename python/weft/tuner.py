@@ -36,18 +36,20 @@ LADDERS = {
     "nprobe": (2, 4, 8, 16, 32, 64),
     "budget": (3_125, 6_250, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000),
     "ncandidates": (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000),
-    "nrefine": (25, 50, 100, 200, 400, 800, 1_600, 3_200, 6_400),
+    "nskim": (100, 200, 400, 800, 1_600, 3_200, 6_400),
+    "nrefine": (15, 25, 40, 60, 100, 150, 200, 300, 400, 600),
 }
 RERANK_LADDER = (2, 4)  # times k
-LOWERING = ("nrefine", "nrerank", "ncandidates", "budget", "nprobe")  # the costliest first
-REFINE_MOST = 80  # times k
+LOWERING = ("nrefine", "nskim", "ncandidates", "nrerank", "budget", "nprobe")  # the costliest first
+REFINE_MOST = 6  # times k
 PIECES = 8  # documents that a sampled query takes tokens from
 MIN_TOKENS, MAX_TOKENS = 1, 4  # of each of them
 TIES = 16  # exact answers kept beyond k, where the k-th has equals
 LARGEST_K_SHARE = 20  # k is tuned where there are this many times as many windows
 
 # Nanoseconds on one core, for 32 query tokens of 128 dims (docs/performance.md, "Cost model").
-POSTING_COST, INTERACT_COST, REFINE_COST, RERANK_COST, CENTROID_COST = 2.0, 3.0, 25.0, 60.0, 22.0
+POSTING_COST, INTERACT_COST, SKIM_COST, REFINE_COST = 3.0, 3.0, 10.0, 27.0
+RERANK_COST, CENTROID_COST = 55.0, 22.0
 
 
 class Rows(NamedTuple):
@@ -198,7 +200,7 @@ class Tuner:
         if name == "nrerank":
             return (0, *(k * step for step in RERANK_LADDER)) if self._reranks else (0,)
         ladder = LADDERS[name]
-        if name not in ("ncandidates", "nrefine"):
+        if name not in ("ncandidates", "nskim", "nrefine"):
             return ladder
         most = REFINE_MOST * k if name == "nrefine" else ladder[-1]
         ladder = tuple(n for n in ladder if k < n <= most)
@@ -231,7 +233,7 @@ class Tuner:
         less = max((step for step in ladder if step < value), default=value)
         lower: dict[str, Any] = {name: less}
         made = replace(params, **lower)
-        return made if made.ncandidates >= made.nrefine >= made.nrerank else params
+        return made if made.ncandidates >= made.nskim >= made.nrefine >= made.nrerank else params
 
     def _measure(self, k: int, params: SearchParams) -> _Measure:
         n = k + self._extra
@@ -261,7 +263,11 @@ class Tuner:
     def _cost(self, number: int, params: SearchParams, answer: _native.Found) -> float:
         """Nanoseconds that the counted work takes."""
         counts, length = answer.counts, self._tokens_per_window
-        scored = length * (counts["refined"] * REFINE_COST + counts["reranked"] * RERANK_COST)
+        scored = length * (
+            counts["skimmed"] * SKIM_COST
+            + counts["refined"] * REFINE_COST
+            + counts["reranked"] * RERANK_COST
+        )
         if answer.path == "exhaustive":
             return float(scored)
         coarse, fine = self._codec.n_coarse, self._codec.n_fine

@@ -143,8 +143,11 @@ class SearchParams:
         Postings read.
     ncandidates
         Documents kept after the gather stage.
+    nskim
+        Documents scored from the codes of their leading tokens alone, where these are more than
+        nrefine; 0 leaves this stage out.
     nrefine
-        Documents scored from their codes; at least k.
+        Documents scored from all their codes; at least k.
     nrerank
         Documents scored once more from what `IndexConfig.rerank` stores; 0, or at least k.
     exhaustive
@@ -156,14 +159,15 @@ class SearchParams:
     Examples
     --------
     >>> import weft
-    >>> weft.SearchParams(budget=10_000, nrefine=100).nrefine
-    100
+    >>> weft.SearchParams(budget=10_000, nskim=200).nrefine
+    40
     """
 
     nprobe: int = 16
     budget: int = 50_000
     ncandidates: int = 2_000
-    nrefine: int = 400
+    nskim: int = 400
+    nrefine: int = 40
     nrerank: int = 20
     exhaustive: bool = False
     floor: float = 0.75
@@ -175,6 +179,7 @@ class SearchParams:
             ("nprobe", 1, 65_536),
             ("budget", 1, limit),
             ("ncandidates", 1, limit),
+            ("nskim", 0, limit),
             ("nrefine", 1, limit),
             ("nrerank", 0, limit),
         ):

@@ -109,18 +109,27 @@ void compare_tiles(const Kernels& table, Random& random, size_t groups, size_t d
   for (uint16_t& parent : parents) parent = static_cast<uint16_t>(random.below(n_cells + 3));
   const auto base_scale = fill<float>(random, n);
   const auto code_scale = fill<float>(random, n);
+  std::vector<uint32_t> odd;
+  for (uint32_t token = 1; token < n; token += 2) odd.push_back(token);
   for (const unsigned nbits : {1u, 2u, 4u, 8u}) {
     const auto codes = fill<uint8_t>(random, n * dim * nbits / 8);
     const CodeBlock block{
         codes.data(),      parents.data(),   base.data(), n_cells, base_scale.data(),
-        code_scale.data(), (1 << nbits) - 1, nbits,       n};
-    compare(table, "score_codes", [&](const Kernels& k) {
-      std::vector<float> best(lanes, -std::numeric_limits<float>::infinity());
-      k.score_codes(tile, block, best.data());
-      Output out;
-      out.add(best);
-      return out;
-    });
+        code_scale.data(), (1 << nbits) - 1, nbits,       n,       nullptr};
+    CodeBlock some = block;
+    some.n = odd.size();
+    some.tokens = odd.data();
+    for (const CodeBlock& given : {block, some}) {
+      compare(table, "score_codes", [&](const Kernels& k) {
+        std::vector<float> best(lanes, -std::numeric_limits<float>::infinity());
+        std::vector<float> scores(given.n * lanes);
+        k.score_codes(tile, given, best.data(), scores.data());
+        Output out;
+        out.add(best);
+        out.add(scores);
+        return out;
+      });
+    }
   }
 
   const auto lane_floats = fill<float>(random, lanes * dim);
@@ -142,7 +151,19 @@ void compare_tiles(const Kernels& table, Random& random, size_t groups, size_t d
   const ScoreTable score_table{scores.data(), cells.data(), n_cells, groups};
   compare(table, "table_maxsim", [&](const Kernels& k) {
     Output out;
-    out.add(k.table_maxsim(score_table, parents.data(), children.data(), n));
+    std::vector<uint8_t> best(lanes);
+    out.add(k.table_maxsim(score_table, parents.data(), children.data(), n, best.data()));
+    out.add(best);
+    return out;
+  });
+  std::vector<uint8_t> least(lanes);
+  for (uint8_t& bound : least) bound = static_cast<uint8_t>(255 - random.below(3));
+  compare(table, "table_leaders", [&](const Kernels& k) {
+    std::vector<uint32_t> leaders(n + 1);
+    leaders.resize(k.table_leaders(score_table, parents.data(), children.data(), n, least.data(),
+                                   leaders.data()));
+    Output out;
+    out.add(leaders);
     return out;
   });
 }

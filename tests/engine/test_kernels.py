@@ -61,8 +61,10 @@ def test_scalar_is_always_there_and_last() -> None:
 def test_tile_dots(isa: str, dim: int, lanes: int, n: int) -> None:
     random = generator(dim, lanes, n)
     queries, rows = random_bytes(random, lanes, dim), random_bytes(random, n, dim)
-    dots = kernels.tile_dots(isa, *reference.byte_tile(queries), rows)
-    np.testing.assert_array_equal(dots, reference.tile_dots(queries, rows))
+    for n_padding in (0, 8, 13):  # from 8 on, half of the last group need not be computed
+        queries[lanes - n_padding :] = 0
+        dots = kernels.tile_dots(isa, *reference.byte_tile(queries), rows)
+        np.testing.assert_array_equal(dots, reference.tile_dots(queries, rows))
 
 
 @each_isa
@@ -157,12 +159,23 @@ def test_table_maxsim(isa: str, lanes: int) -> None:
     parents[0] = 65535
     children = random.integers(0, 256, 300, dtype=np.uint8)
     ranges = np.array([(first, n) for first, n in zip(range(11), COUNTS, strict=True)], np.uint32)
-    sums = kernels.table_maxsim(isa, rows, cells, parents, children, ranges)
+    sums, best = kernels.table_maxsim(isa, rows, cells, parents, children, ranges)
     expected = [
-        reference.table_maxsim(rows, cells, parents[first : first + n], children[first : first + n])
+        reference.table_best(rows, cells, parents[first : first + n], children[first : first + n])
         for first, n in ranges.astype(int)
     ]
-    np.testing.assert_array_equal(sums, expected)
+    np.testing.assert_array_equal(best, expected)
+    np.testing.assert_array_equal(sums, np.sum(expected, axis=1))
+
+    # Bounds that some tokens reach: the largest entries of a few lanes, out of reach in the others.
+    least = np.minimum(np.array(expected[-1], int) + 1, 255).astype(np.uint8)
+    least[: lanes // 3] = expected[-1][: lanes // 3]
+    leaders = kernels.table_leaders(isa, rows, cells, parents, children, ranges, least)
+    for found, (first, n) in zip(leaders, ranges.astype(int), strict=True):
+        part = slice(first, first + n)
+        wanted = reference.table_leaders(rows, cells, parents[part], children[part], least)
+        np.testing.assert_array_equal(found, wanted)
+    assert 0 < len(leaders[-1]) < ranges[-1][1]
 
 
 @each_isa
@@ -212,6 +225,7 @@ def test_histogram_and_collect(isa: str, n: int, share: float) -> None:
 def test_score_codes(isa: str, nbits: int, middle: int, dim: int, lanes: int, n: int) -> None:
     random = generator(nbits, middle, dim, lanes, n)
     queries = random_bytes(random, lanes, dim)
+    queries[lanes - int(random.choice([0, 8, 11])) :] = 0
     levels = random.integers(0, middle + 1, (n, dim), dtype=np.uint8)
     levels[n // 2 :] = np.where(random.random((n - n // 2, dim)) < 0.5, 0, middle)
     n_cells = 20
@@ -222,20 +236,46 @@ def test_score_codes(isa: str, nbits: int, middle: int, dim: int, lanes: int, n:
     code_scale = random.uniform(1e-7, 2e-7, n).astype(np.float32)
     codes = reference.pack_levels(levels, nbits)
     ranges = np.array([[0, n], [n // 3, n - n // 3], [n, 0]], np.uint32)
+    tile = reference.byte_tile(queries)
+    given = (codes, parents, base, base_scale, code_scale, middle, nbits)
 
-    def run(isa: str) -> np.ndarray:
-        tile = reference.byte_tile(queries)
-        scores = (codes, parents, base, base_scale, code_scale, middle, nbits)
-        return kernels.score_codes(isa, *tile, *scores, ranges)
+    def run(isa: str, ranges: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        best, scores = kernels.score_codes(isa, *tile, *given, ranges, tokens)
+        for mine, theirs in zip(
+            (best, scores),
+            kernels.score_codes("scalar", *tile, *given, ranges, tokens),
+            strict=True,
+        ):
+            assert same_bits(mine, theirs)
+        return best, scores
 
-    best = run(isa)
+    best, scores = run(isa, ranges, NO_TOKENS)
+    done = 0
     for i, (first, count) in enumerate(ranges.astype(int)):
         part = slice(first, first + count)
         expected = reference.score_codes(
             queries, levels[part], parents[part], base, base_scale[part], code_scale[part], middle
         )
-        np.testing.assert_allclose(best[i], expected, rtol=1e-5, atol=1e-6)
-    assert same_bits(best, run("scalar"))
+        np.testing.assert_allclose(scores[done : done + count], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(best[i], expected_best(scores[done : done + count]))
+        done += count
+
+    some = np.flatnonzero(random.random(n) < 0.3).astype(np.uint32)  # the scales go by place
+    if len(some) > 0:
+        best, scores = run(isa, ranges[:1], some)
+        scales = (base_scale[: len(some)], code_scale[: len(some)])
+        expected = reference.score_codes(
+            queries, levels[some], parents[some], base, *scales, middle
+        )
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(best[0], expected_best(scores))
+
+
+NO_TOKENS = np.array([], np.uint32)  # all of them
+
+
+def expected_best(scores: np.ndarray) -> np.ndarray:
+    return scores.max(axis=0, initial=-np.inf)
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
@@ -257,8 +297,9 @@ def test_a_damaged_scale_never_wins(isa: str) -> None:
     tile = reference.byte_tile(queries)
     whole = np.array([[0, 9]], np.uint32)
     parts = np.array([[0, 4], [5, 4]], np.uint32)
-    best = kernels.score_codes(isa, *tile, codes, parents, base, scale, scale, 15, 4, whole)
-    others = kernels.score_codes(isa, *tile, codes, parents, base, scale, scale, 15, 4, parts)
+    given = (*tile, codes, parents, base, scale, scale, 15, 4)
+    best, _ = kernels.score_codes(isa, *given, whole, NO_TOKENS)
+    others, _ = kernels.score_codes(isa, *given, parts, NO_TOKENS)
     np.testing.assert_array_equal(best[0], others.max(axis=0))
 
 

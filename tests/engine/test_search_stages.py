@@ -129,7 +129,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def params(**changes: object) -> _native.SearchParams:
-    values = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nrefine": 20, "nrerank": 0}
+    values = {"nprobe": 4, "budget": 120, "ncandidates": 60, "nskim": 0, "nrefine": 20}
+    values |= {"nrerank": 0}
     return _native.SearchParams(**({"pruned": "exhaustive" not in changes} | values | changes))
 
 
@@ -173,6 +174,36 @@ def test_stages_match_their_definitions(
         )
         kept = [(s, d) for s, d, _ in trace["interacted"]]
         assert kept == [(s, d) for s, d, _ in interacted]
+        if len(kept) > 8:
+            skims = {"nskim": settings["nrefine"], "nrefine": 8}
+            again = built.searcher._trace(query, 5, params(**(changes | skims)))
+            check_skim(built, again["skimmed"], kept, rows, scale, scores, opened)
+
+
+def check_skim(
+    built: Built,
+    skimmed: list[tuple[int, int, float]],
+    candidates: list[tuple[int, int]],
+    rows: np.ndarray,
+    scale: np.float32,
+    scores: reference.CentroidScores,
+    opened: set[int],
+) -> None:
+    """Eight documents, with the scores of their leaders, and none better left out."""
+    child_offsets = built.codec_arrays["child_offsets"].astype(np.int64)
+    expected, fewer = {}, 0
+    for s, d in candidates:
+        a, span = built.arrays[s], built.tokens(s, d)
+        leaders = reference.leaders(built.coded[s][d], child_offsets, scores, opened)
+        fewer += len(leaders) < len(built.coded[s][d])
+        levels = reference.unpack_levels(a["codes"][span][leaders], 64, 4)
+        per_token = (a[name][span][leaders] for name in ("parents", "steps", "multipliers"))
+        expected[s, d] = reference.score_document(rows, scale, scores, *per_token, levels, 15)
+    assert fewer > 0 or len(rows) > 10
+    assert len(skimmed) == 8
+    for s, d, score in skimmed:
+        assert score == pytest.approx(expected.pop((s, d)), rel=1e-5)
+    assert max(expected.values()) <= min(score for _, _, score in skimmed) + 1e-5
 
 
 @pytest.mark.parametrize("rerank", ["plane", "f16", "none"])
@@ -224,13 +255,14 @@ def test_exhaustive_ranking_is_that_of_the_stored_form(tmp_path: Path, rerank: s
 
 def test_pruned_with_everything_allowed_equals_exhaustive(built: Built) -> None:
     n = sum(len(docs) for docs in built.docs)
-    wide = params(nprobe=16, budget=10**6, ncandidates=n, nrefine=n)
+    wide = {"nprobe": 16, "budget": 10**6, "ncandidates": n, "nrefine": n}
     for query in built.queries:
-        pruned = built.searcher.search(query, 10, wide)
-        full = built.searcher.search(query, 10, params(exhaustive=True))
-        assert (pruned.path, full.path) == ("pruned", "exhaustive")
-        assert pruned.ids == full.ids
-        assert pruned.scores.tobytes() == full.scores.tobytes()
+        for nrerank in (0, 12):
+            pruned = built.searcher.search(query, 10, params(**wide, nrerank=nrerank))
+            full = built.searcher.search(query, 10, params(exhaustive=True, nrerank=nrerank))
+            assert (pruned.path, full.path) == ("pruned", "exhaustive")
+            assert pruned.ids == full.ids
+            assert pruned.scores.tobytes() == full.scores.tobytes()
 
 
 def test_batch_is_one_by_one_for_any_number_of_threads(built: Built) -> None:

@@ -197,7 +197,7 @@ def test_report_says_what_was_skipped_and_what_was_exact(tmp_path):
     text = module("report").report(read)
     assert "- gone : no wheel" in text
     assert "| weft | 1 | 10.0 (+ 2.0 tuning) |" in text
-    assert "| other | 1 | 100.0 | 10.0 |" in text
+    assert "| other | 1 | 100.0 | 10.0 (8.3) |" in text
     assert "| numpy | at=50 | 1.0000 | 50.00 | 10.0 |" in text
     assert "Least ratio of p50 over a peer's settings: other 15.0." in text
     module("figures").draw(read, tmp_path)

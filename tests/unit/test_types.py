@@ -52,6 +52,7 @@ def test_numpy_numbers_are_numbers():
         ("nprobe", 65_537),
         ("budget", 0),
         ("ncandidates", -5),
+        ("nskim", -1),
         ("nrefine", 1.5),
         ("nrerank", -1),
         ("floor", 1.5),
@@ -145,5 +146,5 @@ def test_defaults_agree_with_the_design():
     assert (defaults.k, defaults.recall, defaults.codec_tokens) == (10, 0.95, 100_000)
     params = weft.SearchParams()
     assert (params.budget, params.nprobe, params.ncandidates) == (50_000, 16, 2_000)
-    assert (params.nrefine, params.nrerank) == (400, 20)
+    assert (params.nskim, params.nrefine, params.nrerank) == (400, 40, 20)
     assert (weft.IndexConfig().nbits, weft.IndexConfig().rerank) == (4, "plane")
