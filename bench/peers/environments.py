@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +51,12 @@ ENGINES = {
 }
 
 
+@cache
 def python_of(name: str, folder: Path, log: Path) -> Path:
-    """The interpreter of an environment, which is made if it is not there as it should be."""
+    """The interpreter of an environment, which is made if it is not there as it should be.
+
+    That of weft is made anew in each run while files differ from the commit.
+    """
     wanted = ENVIRONMENTS[name]
     place = folder / name
     python, ready = place / "bin" / "python", place / READY
