@@ -13,31 +13,31 @@ void bind_search(py::module_& module);
 
 namespace {
 
-/// One bitmap (uint64 words) per segment; None allows every document.
-class Allow {
- public:
-  Allow(const Searcher& searcher, const std::optional<std::vector<py::object>>& bitmaps) {
-    if (!bitmaps) {
-      return;
-    }
-    const auto segments = searcher.segments();
-    WEFT_REQUIRE(bitmaps->size() == segments.size(), ErrorCode::invalid_argument,
-                 "allow: expected one bitmap per segment (", segments.size(), "), found ",
-                 bitmaps->size());
-    for (size_t s = 0; s < segments.size(); ++s) {
-      const auto words = vector<uint64_t>((*bitmaps)[s], "allow", "uint64");
-      const size_t docs = segments[s]->doc_count();
-      WEFT_REQUIRE(words.size() == (docs + 63) / 64, ErrorCode::invalid_argument,
-                   "allow: expected ", (docs + 63) / 64, " words for segment ", s, ", found ",
-                   words.size());
-      views_.push_back({words.data(), docs});
-    }
-  }
-  std::span<const BitmapView> views() const noexcept { return views_; }
+using Bitmaps = std::optional<std::vector<py::object>>;
 
- private:
-  std::vector<BitmapView> views_;
-};
+/// One bitmap (uint64 words) per segment, borrowed; no words where None stands for it.
+std::vector<BitmapView> bitmaps_of(std::span<const std::shared_ptr<const Segment>> segments,
+                                   const char* name, const Bitmaps& bitmaps) {
+  std::vector<BitmapView> views;
+  if (!bitmaps) {
+    return views;
+  }
+  WEFT_REQUIRE(bitmaps->size() == segments.size(), ErrorCode::invalid_argument, name,
+               ": expected one bitmap per segment (", segments.size(), "), found ",
+               bitmaps->size());
+  for (size_t s = 0; s < segments.size(); ++s) {
+    BitmapView view{nullptr, segments[s]->doc_count()};
+    if (!(*bitmaps)[s].is_none()) {
+      const auto words = vector<uint64_t>((*bitmaps)[s], name, "uint64");
+      WEFT_REQUIRE(words.size() == view.word_count(), ErrorCode::invalid_argument, name,
+                   ": expected ", view.word_count(), " words for segment ", s, ", found ",
+                   words.size());
+      view.words = words.data();
+    }
+    views.push_back(view);
+  }
+  return views;
+}
 
 /// Found with what Python shows of it, copied out of the segments.
 struct FoundRows {
@@ -75,16 +75,14 @@ FoundRows to_python(const Searcher& searcher, const Found& found) {
   return out;
 }
 
-using Bitmaps = std::optional<std::vector<py::object>>;
-
 FoundRows search(const Searcher& searcher, const py::object& query, uint32_t k,
                  const SearchParams& params, const Bitmaps& bitmaps) {
   const auto rows = query_matrix(query);
-  const Allow allow(searcher, bitmaps);
+  const auto allow = bitmaps_of(searcher.segments(), "allow", bitmaps);
   Found found;
   {
     const py::gil_scoped_release release;
-    found = searcher.search(rows, k, params, allow.views(), signal_poll());
+    found = searcher.search(rows, k, params, allow, signal_poll());
   }
   return to_python(searcher, found);
 }
@@ -94,11 +92,11 @@ std::vector<FoundRows> search_batch(const Searcher& searcher, const py::object& 
                                     const SearchParams& params, const Bitmaps& bitmaps) {
   const auto queries = make_ragged(matrix<float>(values, "values", "float32"),
                                    vector<uint64_t>(offsets, "offsets", "uint64"));
-  const Allow allow(searcher, bitmaps);
+  const auto allow = bitmaps_of(searcher.segments(), "allow", bitmaps);
   std::vector<Found> found;
   {
     const py::gil_scoped_release release;
-    found = searcher.search_batch(queries, k, params, allow.views(), signal_poll());
+    found = searcher.search_batch(queries, k, params, allow, signal_poll());
   }
   std::vector<FoundRows> out;
   out.reserve(found.size());
@@ -222,13 +220,16 @@ void bind_search(py::module_& module) {
       .def_readonly("path", &FoundRows::path);
 
   py::class_<Searcher>(module, "Searcher")
-      .def(py::init([](const std::vector<std::shared_ptr<Segment>>& segments,
-                       const std::shared_ptr<Codec>& codec, size_t threads) {
-             return std::make_unique<Searcher>(
-                 std::vector<std::shared_ptr<const Segment>>(segments.begin(), segments.end()),
-                 codec, threads);
-           }),
-           py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0)
+      .def(
+          py::init([](const std::vector<std::shared_ptr<Segment>>& segments,
+                      const std::shared_ptr<Codec>& codec, size_t threads, const Bitmaps& deleted) {
+            const std::vector<std::shared_ptr<const Segment>> shared(segments.begin(),
+                                                                     segments.end());
+            return std::make_unique<Searcher>(shared, codec, threads,
+                                              bitmaps_of(shared, "deleted", deleted));
+          }),
+          py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0,
+          py::arg("deleted") = py::none())
       .def("search", &search, py::arg("query"), py::arg("k"), py::arg("params"),
            py::arg("allow") = py::none())
       .def("search_batch", &search_batch, py::arg("values"), py::arg("offsets"), py::arg("k"),

@@ -2,6 +2,7 @@
 #include "bindings/arrays.h"
 #include "index/segment.h"
 #include "index/segment_builder.h"
+#include "index/tombstones.h"
 
 namespace weft::bindings {
 
@@ -77,12 +78,25 @@ py::dict read_arrays(const std::string& path) {
   return out;
 }
 
+uint32_t write_deleted(int fd, std::string path, const py::object& words, uint64_t n_docs) {
+  return write_tombstones(FileWriter(fd, std::move(path)),
+                          vector<uint64_t>(words, "words", "uint64"), n_docs);
+}
+
+py::tuple read_deleted(const std::string& path) {
+  const Tombstones found = read_tombstones(path);
+  return py::make_tuple(to_numpy(found.words), found.n_docs, found.checksum);
+}
+
 }  // namespace
 
 void bind_segment(py::module_& module) {
   module.def("write_segment", &write, py::arg("fd"), py::arg("path"), py::arg("codec").none(true),
              py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
              py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
+  module.def("write_tombstones", &write_deleted, py::arg("fd"), py::arg("path"), py::arg("words"),
+             py::arg("n_docs"));
+  module.def("read_tombstones", &read_deleted, py::arg("path"));
   module.def("read_arrays", &read_arrays, py::arg("path"));
   // pybind11 has no holder of const objects; Segment offers const members only.
   py::class_<Segment, std::shared_ptr<Segment>>(module, "Segment")

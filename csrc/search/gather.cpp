@@ -2,6 +2,7 @@
 #include "search/gather.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/dispatch.h"
 
@@ -52,6 +53,22 @@ void read_lists(const Segment& segment, const Probe& probe, AlignedBuffer<uint32
   words[n_docs] = 0;  // what damaged postings pointed at
 }
 
+/// Forgets what the documents outside `allow` were given; costs next to nothing where few are outside.
+void forget_others(BitmapView allow, uint32_t* sums) {
+  for (size_t word = 0; word < allow.word_count(); ++word) {
+    const size_t first = 64 * word;
+    const size_t n = std::min<size_t>(64, allow.size - first);
+    uint64_t others = ~allow.words[word] & (~uint64_t{0} >> (64 - n));
+    if (others == ~uint64_t{0}) {
+      std::fill_n(sums + first, n, 0u);
+      continue;
+    }
+    for (; others != 0; others &= others - 1) {
+      sums[first + static_cast<size_t>(std::countr_zero(others))] = 0;
+    }
+  }
+}
+
 }  // namespace
 
 void keep_largest(std::vector<Candidate>& candidates, size_t count) {
@@ -87,9 +104,7 @@ std::vector<Candidate> gather(std::span<const std::shared_ptr<const Segment>> se
     }
     read_lists(segment, probe, words, kernel);
     if (!allow.empty()) {
-      for (size_t doc = 0; doc < n_docs; ++doc) {
-        words[doc] = allow[s].test(doc) ? words[doc] : 0u;
-      }
+      forget_others(allow[s], words.data());
     }
     kernel.histogram(words.data(), n_docs, shift, kBins, scratch.bins.data());
   }

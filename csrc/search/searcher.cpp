@@ -2,6 +2,7 @@
 #include "search/searcher.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 
 #include "base/parallel.h"
@@ -36,12 +37,37 @@ class StageClock {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+uint64_t count(std::span<const BitmapView> bitmaps) {
+  uint64_t n = 0;
+  for (const BitmapView& bitmap : bitmaps) {
+    for (size_t word = 0; word < bitmap.word_count(); ++word) {
+      n += static_cast<uint64_t>(std::popcount(bitmap.words[word]));
+    }
+  }
+  return n;
+}
+
+std::vector<Candidate> every_document(std::span<const BitmapView> matching, uint64_t n_matching) {
+  std::vector<Candidate> all;
+  all.reserve(n_matching);
+  for (uint32_t s = 0; s < matching.size(); ++s) {
+    for (uint32_t word = 0; word < matching[s].word_count(); ++word) {
+      for (uint64_t bits = matching[s].words[word]; bits != 0; bits &= bits - 1) {
+        all.push_back({{s, 64 * word + static_cast<uint32_t>(std::countr_zero(bits))}, 0});
+      }
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 struct Searcher::Scratch {
   Probe probe;
   Accumulators accumulators;
   RankScratch rank;
+  std::vector<std::vector<uint64_t>> allowed_words;
+  std::vector<BitmapView> allowed;
 };
 
 /// Borrows a scratch from the pool and returns it.
@@ -70,7 +96,8 @@ class Searcher::Lease {
 };
 
 Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
-                   std::shared_ptr<const Codec> codec, size_t threads)
+                   std::shared_ptr<const Codec> codec, size_t threads,
+                   std::span<const BitmapView> deleted)
     : segments_(std::move(segments)),
       codec_(std::move(codec)),
       threads_(threads == 0 ? default_threads() : threads) {
@@ -78,22 +105,38 @@ Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
     dim_ = codec_->dim();
     list_lengths_.assign(codec_->n_fine(), 0);
   }
-  for (const auto& segment : segments_) {
+  WEFT_REQUIRE(deleted.empty() || deleted.size() == segments_.size(), ErrorCode::invalid_argument,
+               "deleted: expected one bitmap per segment (", segments_.size(), "), found ",
+               deleted.size());
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    const auto& segment = segments_[s];
     WEFT_REQUIRE(segment->codec() == codec_.get() && segment->has_codes() == (codec_ != nullptr),
                  ErrorCode::invalid_argument, segment->path(),
                  ": a snapshot's segments share one codec, or none has codes");
     WEFT_REQUIRE(dim_ == 0 || dim_ == segment->dim(), ErrorCode::invalid_argument, segment->path(),
                  ": dim ", segment->dim(), ", expected ", dim_);
     dim_ = segment->dim();
-    n_docs_ += segment->doc_count();
-    n_tokens_ += segment->token_count();
-    for (uint32_t doc = 0; doc < segment->doc_count(); ++doc) {
-      n_filled_ += segment->length(doc) > 0 ? 1 : 0;
+    add_segment(*segment, deleted.empty() ? BitmapView{} : deleted[s]);
+  }
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    matching_.push_back({matching_words_[s].data(), segments_[s]->doc_count()});
+  }
+  n_matching_ = count(matching_);
+}
+
+void Searcher::add_segment(const Segment& segment, BitmapView deleted) {
+  any_deleted_ = any_deleted_ || deleted.words != nullptr;
+  n_docs_ += segment.doc_count();
+  auto& words = matching_words_.emplace_back(BitmapView{nullptr, segment.doc_count()}.word_count());
+  for (uint32_t doc = 0; doc < segment.doc_count(); ++doc) {
+    if (segment.length(doc) > 0 && (deleted.words == nullptr || !deleted.test(doc))) {
+      words[doc / 64] |= uint64_t{1} << (doc % 64);
+      n_tokens_ += segment.length(doc);
     }
-    const auto offsets = segment->list_offsets();
-    for (size_t fine = 0; fine < list_lengths_.size(); ++fine) {
-      list_lengths_[fine] += static_cast<uint32_t>(offsets[fine + 1] - offsets[fine]);
-    }
+  }
+  const auto offsets = segment.list_offsets();
+  for (size_t fine = 0; fine < list_lengths_.size(); ++fine) {
+    list_lengths_[fine] += static_cast<uint32_t>(offsets[fine + 1] - offsets[fine]);
   }
 }
 
@@ -111,36 +154,42 @@ void Searcher::require_doc(uint32_t segment, uint32_t doc) const {
                ErrorCode::invalid_argument, "no document ", doc, " in segment ", segment);
 }
 
-bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const {
-  const double tokens = static_cast<double>(n_tokens_);
-  const double length = tokens / static_cast<double>(std::max<uint64_t>(n_filled_, 1));
+bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
+                                     uint64_t n_matching) const {
+  const auto n_docs = static_cast<double>(n_matching);
+  const double length =
+      static_cast<double>(n_tokens_) / static_cast<double>(std::max<uint64_t>(n_matching_, 1));
   const double width = static_cast<double>(query.exact.view().lanes()) / 32.0 *
                        static_cast<double>(codec_->padded_dim()) / 128.0;
   const double opened = std::min<double>(codec_->n_coarse(),
                                          static_cast<double>(query.merged.size()) * params.nprobe);
   const double centroids =
       codec_->n_coarse() + opened * codec_->n_fine() / static_cast<double>(codec_->n_coarse());
-  const double candidates = std::min<double>(params.ncandidates, static_cast<double>(n_filled_));
-  const double skimmed = std::min<double>(params.nskim, static_cast<double>(n_filled_));
-  const double refined = std::min<double>(params.nrefine, static_cast<double>(n_filled_));
+  const double candidates = std::min<double>(params.ncandidates, n_docs);
+  const double skimmed = std::min<double>(params.nskim, n_docs);
+  const double refined = std::min<double>(params.nrefine, n_docs);
   const double pruned = centroids * kCentroidCost * width + params.budget * kPostingCost +
                         static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
                         skimmed * length * kSkimCost * width +
                         refined * length * kRefineCost * width;
-  return tokens * kScanCost * width <= pruned;
+  return n_docs * length * kScanCost * width <= pruned;
 }
 
-std::vector<Candidate> Searcher::every_document(std::span<const BitmapView> allow) const {
-  std::vector<Candidate> all;
-  all.reserve(n_filled_);
-  for (uint32_t s = 0; s < segments_.size(); ++s) {
-    for (uint32_t doc = 0; doc < segments_[s]->doc_count(); ++doc) {
-      if (segments_[s]->length(doc) > 0 && (allow.empty() || allow[s].test(doc))) {
-        all.push_back({{s, doc}, 0});
-      }
-    }
+std::span<const BitmapView> Searcher::matching(std::span<const BitmapView> allow,
+                                               Scratch& scratch) const {
+  if (allow.empty()) {
+    return matching_;
   }
-  return all;
+  scratch.allowed_words = matching_words_;
+  scratch.allowed = matching_;
+  for (size_t s = 0; s < allow.size(); ++s) {
+    auto& words = scratch.allowed_words[s];
+    for (size_t word = 0; allow[s].words != nullptr && word < words.size(); ++word) {
+      words[word] &= allow[s].words[word];
+    }
+    scratch.allowed[s].words = words.data();
+  }
+  return scratch.allowed;
 }
 
 Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
@@ -160,15 +209,18 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   }
 
   std::vector<Candidate> candidates;
-  found.n_matching = allow.empty() ? n_filled_ : every_document(allow).size();
-  found.exhaustive =
-      codec_ == nullptr || params.path == SearchPath::exhaustive ||
-      (params.path == SearchPath::cheaper && exhaustive_is_cheaper(prepared, params));
+  const auto matches = matching(allow, scratch);
+  found.n_matching = allow.empty() ? n_matching_ : count(matches);
+  found.exhaustive = codec_ == nullptr || params.path == SearchPath::exhaustive ||
+                     (params.path == SearchPath::cheaper &&
+                      exhaustive_is_cheaper(prepared, params, found.n_matching));
   if (!found.exhaustive) {
     probe(prepared, *codec_, list_lengths_, params, scratch.probe);
     found.n_postings = scratch.probe.n_postings;
     clock.finished(Stage::probe);
-    candidates = gather(segments_, scratch.probe, allow, params.ncandidates, scratch.accumulators);
+    const bool all = allow.empty() && !any_deleted_;
+    candidates = gather(segments_, scratch.probe, all ? std::span<const BitmapView>{} : matches,
+                        params.ncandidates, scratch.accumulators);
     clock.finished(Stage::gather);
     found.n_candidates = candidates.size();
     // Too few documents met to fill k, though there are more: score them all instead.
@@ -190,7 +242,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
       base_scores(prepared, *codec_, scratch.probe);
       clock.finished(Stage::probe);
     }
-    candidates = every_document(allow);
+    candidates = every_document(matches, found.n_matching);
     found.n_candidates = candidates.size();
   }
 

@@ -28,7 +28,7 @@ inline constexpr std::array<const char*, kStageCount> kStageNames = {
 struct Found {
   std::vector<DocRef> docs;
   std::vector<float> scores;
-  uint64_t n_matching = 0;  ///< documents that may be returned: not empty, and allowed
+  uint64_t n_matching = 0;  ///< documents that may be returned: not empty, not deleted, and allowed
   bool exhaustive = false;
   std::array<double, kStageCount> milliseconds{};
   uint64_t n_postings = 0;
@@ -52,13 +52,15 @@ struct Trace {
 /// are borrowed from a pool per call.
 class Searcher {
  public:
-  /// All segments share `codec`, or none of them has codes (then it is null).
+  /// All segments share `codec`, or none of them has codes (then it is null). `deleted`: one bitmap per
+  /// segment, without words where nothing is deleted, or empty for none; read here only.
   Searcher(std::vector<std::shared_ptr<const Segment>> segments, std::shared_ptr<const Codec> codec,
-           size_t threads);
+           size_t threads, std::span<const BitmapView> deleted = {});
   ~Searcher();
 
-  /// The best k documents. `allow`: one bitmap per segment, or empty for all. An exhaustive search (asked
-  /// for, or cheaper by the cost model) is spread over threads; a pruned one runs on the caller.
+  /// The best k documents. `allow`: one bitmap per segment, without words for all of it, or empty for
+  /// all. An exhaustive search (asked for, or cheaper by the cost model) is spread over threads; a pruned
+  /// one runs on the caller.
   Found search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                std::span<const BitmapView> allow, const std::function<bool()>& poll = {},
                Trace* trace = nullptr) const;
@@ -91,8 +93,11 @@ class Searcher {
   /// Prepares the query and lends a scorer of single documents to `use`.
   void with_scorer(MatrixView<const float> query,
                    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
-  bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params) const;
-  std::vector<Candidate> every_document(std::span<const BitmapView> allow) const;
+  bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
+                             uint64_t n_matching) const;
+  /// One bitmap per segment of the documents that this search may return.
+  std::span<const BitmapView> matching(std::span<const BitmapView> allow, Scratch& scratch) const;
+  void add_segment(const Segment& segment, BitmapView deleted);
   void require_query(MatrixView<const float> query) const;
   void require_doc(uint32_t segment, uint32_t doc) const;
 
@@ -100,10 +105,14 @@ class Searcher {
   std::shared_ptr<const Codec> codec_;
   size_t threads_;
   size_t dim_ = 0;
-  uint64_t n_docs_ = 0;
-  uint64_t n_filled_ = 0;  ///< documents with at least one token
-  uint64_t n_tokens_ = 0;
-  std::vector<uint32_t> list_lengths_;  ///< per fine centroid, over all segments
+  uint64_t n_docs_ = 0;      ///< ordinals, deleted and empty documents included
+  uint64_t n_matching_ = 0;  ///< documents neither deleted nor empty
+  uint64_t n_tokens_ = 0;    ///< of those
+  bool any_deleted_ = false;
+  std::vector<std::vector<uint64_t>> matching_words_;  ///< of the documents in n_matching_
+  std::vector<BitmapView> matching_;
+  std::vector<uint32_t>
+      list_lengths_;  ///< per fine centroid, over all segments: what reading costs
 
   mutable std::mutex pool_mutex_;
   mutable std::vector<std::unique_ptr<Scratch>> pool_;

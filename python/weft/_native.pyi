@@ -37,6 +37,8 @@ def write_segment(
     threads: int = 0,
     progress: _Progress | None = None,
 ) -> dict[str, int]: ...
+def write_tombstones(fd: int, path: str, words: NDArray[np.uint64], n_docs: int) -> int: ...
+def read_tombstones(path: str) -> tuple[NDArray[np.uint64], int, int]: ...
 
 class Codec(metaclass=_Type):
     def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...  # made by the engine alone
@@ -130,14 +132,18 @@ class Found(metaclass=_Type):
 
 class Searcher(metaclass=_Type):
     def __init__(
-        self, segments: Sequence[Segment], codec: Codec | None, threads: int = 0
+        self,
+        segments: Sequence[Segment],
+        codec: Codec | None,
+        threads: int = 0,
+        deleted: Sequence[NDArray[np.uint64] | None] | None = None,
     ) -> None: ...
     def search(
         self,
         query: NDArray[np.float32],
         k: int,
         params: SearchParams,
-        allow: Sequence[NDArray[np.uint64]] | None = None,
+        allow: Sequence[NDArray[np.uint64] | None] | None = None,
     ) -> Found: ...
     def search_batch(
         self,
@@ -145,7 +151,7 @@ class Searcher(metaclass=_Type):
         offsets: NDArray[np.uint64],
         k: int,
         params: SearchParams,
-        allow: Sequence[NDArray[np.uint64]] | None = None,
+        allow: Sequence[NDArray[np.uint64] | None] | None = None,
     ) -> list[Found]: ...
     def score(
         self, query: NDArray[np.float32], segment: int, docs: NDArray[np.uint32]
