@@ -90,10 +90,11 @@ def pairs(points: list[Point], ours: str = "weft") -> list[Pair]:
     mine = [one for one in points if one.engine == ours]
     if not mine:
         return []
-    found = []
-    for peer in points:
-        if peer.engine.startswith(ours):
-            continue
-        n = min(peer.n, *(one.n for one in mine))
-        found.append(Pair(peer, fastest(mine, peer.recall(n), n), n))
-    return found
+    return [best(peer, mine) for peer in points if not peer.engine.startswith(ours)]
+
+
+def best(peer: Point, mine: list[Point]) -> Pair:
+    """The one of ours that beats a peer's point by most with at least its recall."""
+    compared = [Pair(peer, one, min(peer.n, one.n)) for one in mine]
+    enough = [one for one in compared if one.ours.recall(one.n) >= peer.recall(one.n) - TIE]
+    return max(enough, key=Pair.ratio, default=Pair(peer, None, peer.n))
