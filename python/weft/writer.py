@@ -9,16 +9,15 @@ as it was, and what has been added stays in the spool, so that the commit can be
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.arrays import Embeddings, check_threads, normalized, query_rows, ragged
+from weft.arrays import Embeddings, check_threads, query_rows, ragged
+from weft.batches import check_batch, check_ids
 from weft.builder import Build
-from weft.checks import check_device, check_int
-from weft.documents import check_metadata, check_spans, check_text, encode_spans
+from weft.checks import check_device
 from weft.errors import (
     IndexLockedError,
     InvalidArgumentError,
@@ -36,40 +35,20 @@ from weft.manifest import (
 )
 from weft.planning import parse_ram
 from weft.searcher import Snapshot
-from weft.spool import WINDOW_MARK, Batch, Mark, Spool
+from weft.spool import Mark, Spool
 from weft.tuner import TuningQueries
-from weft.types import Scalar, defaults
+from weft.types import Scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
-    from weft.arrays import Ragged
     from weft.storage import Directory
     from weft.types import Progress
 
 logger = logging.getLogger("weft")
 
 EMPTY = Mark(0, 0, 0, has_documents=False)
-
-
-def check_id(doc_id: object) -> str:
-    """Give a document id, or refuse what cannot be one."""
-    if not isinstance(doc_id, str):
-        raise InvalidArgumentError(
-            f"id {doc_id!r}: {type(doc_id).__name__}, expected a string; use str(id)"
-        )
-    check_text(doc_id, f"id {doc_id!r}")
-    size = len(doc_id.encode())
-    if not 1 <= size <= defaults.id_bytes:
-        raise InvalidArgumentError(
-            f"id {doc_id[:40]!r}: {size} bytes of UTF-8, expected 1..{defaults.id_bytes}"
-        )
-    if "\0" in doc_id or WINDOW_MARK in doc_id:
-        raise InvalidArgumentError(f"id {doc_id!r}: expected no U+0000 and no U+001F in it")
-    return doc_id
 
 
 class Writer:
@@ -178,78 +157,15 @@ class Writer:
             The disk is full, or the like.
         """
         spool = self._open_spool()
-        ids = self._check_ids(ids)
-        n_windows = _windows_per_document(parents, len(ids))
-        owners = np.repeat(np.arange(len(ids)), n_windows)
-        first_windows = np.cumsum([0, *n_windows])
-
-        def name(window: int) -> str:
-            if window >= len(owners):
-                return f"embedding {window}"
-            doc = int(owners[window])
-            if n_windows[doc] == 1:
-                return f"document {ids[doc]!r}"
-            return f"document {ids[doc]!r}, window {window - int(first_windows[doc])}"
-
-        found = ragged(embeddings, self._dim, name=name, lengths=lengths)
-        if len(found) != len(owners):
-            raise InvalidArgumentError(
-                f"embeddings: found {len(found)} of them, expected {len(owners)}, "
-                f"one for each {'id' if parents is None else 'entry of parents'}"
-            )
-        self._check_sizes(found, owners, ids)
-        checked_texts = _per_document("texts", texts, len(ids))
-        for doc_id, text in zip(ids, checked_texts, strict=True):
-            if text is not None:
-                check_text(text, f"document {doc_id!r}: text")
-        checked_metadata = [
-            {} if given is None else check_metadata(given, f"document {doc_id!r}")
-            for doc_id, given in zip(
-                ids, _per_document("metadata", metadata, len(ids)), strict=True
-            )
-        ]
-        bounds = found.offsets.astype(np.int64)
-        token_counts = bounds[1:] - bounds[:-1]
-        places = [
-            None
-            if given is None
-            else encode_spans(check_spans(given, int(n), checked_texts[owner], name(window)))
-            for window, (given, n, owner) in enumerate(
-                zip(
-                    _per_document("spans", spans, len(owners)),
-                    token_counts,
-                    owners.tolist(),
-                    strict=True,
-                )
-            )
-        ]
-        batch = Batch(ids, n_windows, token_counts, checked_texts, checked_metadata, places)
-        spool.append(batch, _unit_rows(found, name))
-
-    def _check_ids(self, ids: Sequence[str]) -> list[str]:
-        if isinstance(ids, (str, bytes)):
-            raise InvalidArgumentError(f"ids={ids!r}: expected a sequence of ids; use [id]")
-        checked = [check_id(doc_id) for doc_id in ids]
-        seen: set[str] = set()
+        checked = check_ids(ids)
         for doc_id in checked:
-            if doc_id in seen:
-                raise InvalidArgumentError(f"id {doc_id!r}: twice in one call, expected it once")
-            seen.add(doc_id)
             if self._snapshot.find(doc_id) is not None:
                 raise InvalidArgumentError(
                     f"id {doc_id!r}: in the index already, expected a new one"
                 )
-        return checked
-
-    def _check_sizes(self, found: Ragged, owners: NDArray[np.int64], ids: list[str]) -> None:
-        ends = np.flatnonzero(np.diff(owners, append=-1)) + 1
-        sizes = np.diff(found.offsets[ends].astype(np.int64), prepend=0)
-        if len(sizes) and sizes.max() > defaults.segment_tokens:
-            doc = int(sizes.argmax())
-            raise InvalidArgumentError(
-                f"document {ids[doc]!r}: {sizes[doc]} token embeddings, "
-                f"expected at most {defaults.segment_tokens}"
-            )
+        spool.append(
+            *check_batch(checked, embeddings, self._dim, texts, metadata, spans, lengths, parents)
+        )
 
     def tune(self, queries: Embeddings | None = None) -> None:
         """Find new operating points at the next commit.
@@ -392,44 +308,3 @@ class Writer:
                 self.commit()
         finally:
             self.close()
-
-
-def _windows_per_document(parents: Sequence[int] | None, n_docs: int) -> list[int]:
-    if parents is None:
-        return [1] * n_docs
-    numbers = [check_int(f"parents[{i}]", parent, 0) for i, parent in enumerate(parents)]
-    counts = np.bincount(numbers, minlength=n_docs).tolist() if numbers else [0] * n_docs
-    if numbers != sorted(numbers) or len(counts) != n_docs or 0 in counts:
-        raise InvalidArgumentError(
-            f"parents: expected positions in ids, 0..{n_docs - 1}, ascending, each at least once"
-        )
-    return counts
-
-
-def _per_document(name: str, given: Sequence[Any] | None, n: int) -> list[Any]:
-    if given is None:
-        return [None] * n
-    if isinstance(given, (str, bytes, Mapping)):
-        raise InvalidArgumentError(
-            f"{name}: found {type(given).__name__}, expected a sequence of {n}"
-        )
-    found = list(given)
-    if len(found) != n:
-        raise InvalidArgumentError(f"{name}: found {len(found)} of them, expected {n}")
-    return found
-
-
-def _unit_rows(found: Ragged, name: Callable[[int], str]) -> Iterator[NDArray[np.float16]]:
-    """Walk over the rows as float16 of unit length; refuse the first that has none."""
-    first = 0
-    for block in found.blocks():
-        rows, bad, reason = normalized(block)
-        if bad >= 0:
-            window = int(np.searchsorted(found.offsets, first + bad, side="right")) - 1
-            row = first + bad - int(found.offsets[window])
-            raise InvalidArgumentError(
-                f"{name(window)}, row {row}: {reason}, "
-                f"expected finite values, not all zero; drop the row"
-            )
-        yield rows
-        first += len(rows)

@@ -22,7 +22,7 @@ PYTHON_LAYERS = [
     {"arrays", "storage"},
     {"manifest", "documents", "planning"},
     {"spool"},
-    {"searcher"},
+    {"batches", "searcher"},
     {"tuner"},
     {"builder"},
     {"writer"},
