@@ -40,11 +40,16 @@ def check_id(doc_id: object) -> str:
     return doc_id
 
 
-def check_ids(ids: Sequence[str]) -> list[str]:
-    """Give ids as a list, each of them an id and none of them twice."""
+def check_each_id(ids: Sequence[str]) -> list[str]:
+    """Give ids as a list, each of them an id."""
     if isinstance(ids, (str, bytes)):
         raise InvalidArgumentError(f"ids={ids!r}: expected a sequence of ids; use [id]")
-    checked = [check_id(doc_id) for doc_id in ids]
+    return [check_id(doc_id) for doc_id in ids]
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Give ids as a list, each of them an id and none of them twice."""
+    checked = check_each_id(ids)
     seen: set[str] = set()
     for doc_id in checked:
         if doc_id in seen:

@@ -11,15 +11,18 @@ import contextlib
 import logging
 import os
 import uuid
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weft import _native
 from weft.arrays import crc32c
+from weft.bitmaps import as_mask
 from weft.documents import check_metadata, encode_spans
 from weft.errors import WeftError
-from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, Tuning
+from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
 from weft.planning import plan, require_room, sample_bytes, segment_cuts
 from weft.searcher import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weft.storage import Directory
+    from weft.tombstones import Deletions
     from weft.types import Progress
 
 logger = logging.getLogger("weft")
@@ -49,6 +53,7 @@ class Build:
         directory: Directory,
         snapshot: Snapshot,
         spool: Spool,
+        deletions: Deletions,
         *,
         threads: int,
         max_ram: int,
@@ -58,6 +63,7 @@ class Build:
         self._snapshot = snapshot
         self._base = snapshot.manifest
         self._spool = spool
+        self._deletions = deletions
         self._threads = threads
         self._max_ram = max_ram
         self._progress = progress
@@ -71,10 +77,13 @@ class Build:
         where there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
-        codec, entry, kept = self._snapshot.codec, base.codec, self._snapshot.segments
-        n_tokens = base.n_tokens + spool.n_tokens
-        trains = codec is None and n_tokens >= defaults.codec_tokens
-        self._require_room(base.n_docs if trains else 0, base.n_tokens if trains else 0)
+        codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
+        n_docs = sum(segment.entry.live("n_docs") for segment in kept)
+        n_tokens = sum(segment.entry.live("n_tokens") for segment in kept)
+        trains = codec is None and n_tokens + spool.n_tokens >= defaults.codec_tokens
+        if trains or spool.n_docs > 0:
+            self._require_room(n_docs if trains else 0, n_tokens if trains else 0)
+        n_tokens += spool.n_tokens
         if trains:
             for segment in kept:
                 self._absorb(segment)
@@ -87,6 +96,7 @@ class Build:
                 n_tokens,
                 entry.n_tokens,
             )
+        self._write_tombstones(kept)
         made = self._write_segments(codec)
         manifest = base.next(
             generation,
@@ -94,10 +104,41 @@ class Build:
             segments=(*(segment.entry for segment in kept), *made),
             files={**base.files, **self._files},
         )
-        if codec is not None and tune:
+        if codec is not None and tune and manifest.n_tokens > 0:
             manifest = self._tune(manifest, kept, queries)
         self._directory.sync_directory()
         return manifest
+
+    def _remaining(self) -> tuple[OpenSegment, ...]:
+        """Give the old segments of which something is left, with what is newly deleted in them."""
+        kept = []
+        for number, segment in enumerate(self._snapshot.segments):
+            changed = self._deletions.changed.get(number)
+            if changed is None:
+                kept.append(segment)
+            elif changed.n_docs < segment.entry.n_docs:
+                tombstones = TombstonesEntry(
+                    file=f"{segment.entry.name}.del-{uuid.uuid4().hex}.weft",
+                    n_docs=changed.n_docs,
+                    n_windows=changed.n_windows,
+                    n_empty=changed.n_empty,
+                    n_tokens=changed.n_tokens,
+                )
+                entry = replace(segment.entry, tombstones=tombstones)
+                kept.append(replace(segment, entry=entry, deleted=changed.words))
+        return tuple(kept)
+
+    def _write_tombstones(self, kept: tuple[OpenSegment, ...]) -> None:
+        for segment in kept:
+            entry, words = segment.entry, segment.deleted
+            if entry.tombstones is not None and entry.tombstones.file not in self._base.files:
+                assert words is not None
+                name, n_windows = entry.tombstones.file, entry.n_windows
+                path = str(self._directory.path / name)
+                self._write(
+                    name,
+                    partial(_native.write_tombstones, path=path, words=words, n_docs=n_windows),
+                )
 
     def _require_room(self, n_docs: int, n_tokens: int) -> None:
         """Refuse what cannot fit, beside so many documents that will be encoded again."""
@@ -115,21 +156,25 @@ class Build:
         """Put the documents of an old segment of rows into the spool, to be encoded too."""
         native, store = segment.native, segment.documents
         n = native.n_docs
-        lengths = native.lengths().astype(np.int64)
-        stored_ids = native.ids(np.arange(n, dtype=np.uint32))
+        windows = np.flatnonzero(~as_mask(segment.deleted, n)).tolist()
+        lengths = native.lengths().astype(np.int64)[windows]
+        stored_ids = native.ids(np.array(windows, np.uint32))
         split = [stored.partition(WINDOW_MARK) for stored in stored_ids]
-        starts = [w for w, (_, mark, number) in enumerate(split) if not mark or number == "0"]
-        found = [(None, {}) if store is None else store.get(window) for window in starts]
-        places = [None if store is None else store.spans(w, int(lengths[w])) for w in range(n)]
+        starts = [i for i, (_, mark, number) in enumerate(split) if not mark or number == "0"]
+        found = [(None, {}) if store is None else store.get(windows[i]) for i in starts]
+        places = [
+            None if store is None else store.spans(window, length)
+            for window, length in zip(windows, lengths.tolist(), strict=True)
+        ]
         batch = Batch(
-            ids=[split[window][0] for window in starts],
-            n_windows=np.diff(starts, append=n).tolist(),
+            ids=[split[i][0] for i in starts],
+            n_windows=np.diff(starts, append=len(windows)).tolist(),
             lengths=lengths,
             texts=[text for text, _ in found],
             metadata=[check_metadata(fields, segment.entry.name) for _, fields in found],
             spans=[None if p is None else encode_spans(p.astype(np.int64)) for p in places],
         )
-        self._spool.append(batch, (rows.values for rows in _stored_rows(segment, lengths)))
+        self._spool.append(batch, (rows.values for rows in _stored_rows(segment)))
 
     def _train(self) -> tuple[_native.Codec, CodecEntry]:
         config, rows = self._base.config, self._spool.rows()
@@ -238,7 +283,10 @@ class Build:
         snapshot = Snapshot(self._directory, manifest)
         assert snapshot.codec is not None
         searcher = _native.Searcher(
-            [segment.native for segment in snapshot.segments], snapshot.codec, self._threads
+            [segment.native for segment in snapshot.segments],
+            snapshot.codec,
+            self._threads,
+            snapshot.deleted,
         )
         queries = given or self._sample_queries(kept)
         tuner = Tuner(
@@ -257,7 +305,7 @@ class Build:
         return manifest.next(manifest.generation, operating_points=points, tuning=tuning)
 
     def _sample_queries(self, kept: tuple[OpenSegment, ...]) -> TuningQueries:
-        stored = [segment.native.lengths() for segment in kept]
+        stored = [_live_lengths(segment) for segment in kept]
         spooled = self._spool.lengths()
         lengths = np.concatenate([*stored, spooled]).astype(np.int64)
         first_window = np.cumsum([0, *(len(found) for found in stored)])
@@ -280,7 +328,7 @@ class Build:
     def _all_rows(self, kept: tuple[OpenSegment, ...]) -> Iterator[Rows]:
         """Walk over the rows of every window of the new generation, in its order."""
         for segment in kept:
-            yield from _stored_rows(segment, segment.native.lengths().astype(np.int64))
+            yield from _stored_rows(segment)
         rows, lengths = self._spool.rows(), self._spool.lengths()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         first = 0
@@ -294,12 +342,20 @@ class Build:
             first = last
 
 
-def _stored_rows(segment: OpenSegment, lengths: NDArray[np.int64]) -> Iterator[Rows]:
-    """Walk over the best that a segment stores of its rows, as float16."""
+def _live_lengths(segment: OpenSegment) -> NDArray[np.int64]:
+    """Give the tokens of each window; deleted ones have none."""
+    lengths = segment.native.lengths().astype(np.int64)
+    lengths[as_mask(segment.deleted, len(lengths))] = 0
+    return lengths
+
+
+def _stored_rows(segment: OpenSegment) -> Iterator[Rows]:
+    """Walk over the best that a segment stores of its rows, as float16; none of deleted windows."""
+    lengths = _live_lengths(segment)
     n = len(lengths)
     for first in range(0, n, BLOCK_WINDOWS):
         windows = range(first, min(first + BLOCK_WINDOWS, n))
-        found = [segment.native.rows(window).astype(np.float16) for window in windows]
+        found = [segment.native.rows(w)[: lengths[w]].astype(np.float16) for w in windows]
         offsets = np.cumsum([0, *lengths[first : first + BLOCK_WINDOWS]], dtype=np.uint64)
         yield Rows(np.concatenate(found), offsets)
 

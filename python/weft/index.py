@@ -23,7 +23,13 @@ from weft.errors import (
 )
 from weft.manifest import Manifest, check_generation, generations, load, publish
 from weft.planning import plan
-from weft.searcher import Searcher, Snapshot, require_checksum, require_size
+from weft.searcher import (
+    Searcher,
+    Snapshot,
+    read_tombstones,
+    require_checksum,
+    require_size,
+)
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
 from weft.writer import Writer
@@ -315,6 +321,11 @@ class Index:
             )
             return writer.commit()
 
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents in one commit; count those that were there. See `Writer.delete`."""
+        with self.writer() as writer:
+            return writer.delete(ids)
+
     def tune(self, queries: Embeddings | None = None) -> tuple[OperatingPoint, ...]:
         """Find new operating points in one commit and give them; see `Writer.tune`.
 
@@ -390,6 +401,9 @@ class Index:
                     store.check(segment.n_windows)
             finally:
                 store.close()
+            return
+        if segment is not None and name != segment.file:
+            read_tombstones(self._directory, manifest, segment)
             return
         codec = None
         if manifest.codec is not None:

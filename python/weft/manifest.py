@@ -14,7 +14,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import crc32c
@@ -37,7 +37,8 @@ FORMAT = 1
 MAX_GENERATION = 999_999_999
 _MANIFEST = re.compile(r"manifest-([0-9]{6,9})\.json")
 _FILE = re.compile(
-    r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.multi)\.weft|seg-[0-9a-f]{32}\.docs\.sqlite"
+    r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.(multi|del-[0-9a-f]{32}))\.weft"
+    r"|seg-[0-9a-f]{32}\.docs\.sqlite"
 )
 _OURS = re.compile(r"(manifest|codec|seg|tmp)-.*\.(json|weft|sqlite)|build-[0-9a-f]{32}")
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
@@ -66,11 +67,22 @@ class CodecEntry:
 
 
 @dataclass(frozen=True)
+class TombstonesEntry:
+    """The deleted documents of a segment: the file that says which, and how much of it they are."""
+
+    file: str
+    n_docs: int
+    n_windows: int
+    n_empty: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class SegmentEntry:
     """One segment: its name, what it holds, and whether it has a file of documents.
 
     `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without
-    tokens.
+    tokens; deleted ones are counted too, since they are still stored.
     """
 
     name: str
@@ -79,6 +91,7 @@ class SegmentEntry:
     n_empty: int
     n_tokens: int
     documents: bool
+    tombstones: TombstonesEntry | None = None
 
     @property
     def file(self) -> str:
@@ -93,7 +106,14 @@ class SegmentEntry:
     @property
     def files(self) -> tuple[str, ...]:
         """Every file of the segment."""
-        return (self.file, self.documents_file) if self.documents else (self.file,)
+        documents = (self.documents_file,) if self.documents else ()
+        tombstones = () if self.tombstones is None else (self.tombstones.file,)
+        return (self.file, *documents, *tombstones)
+
+    def live(self, count: str) -> int:
+        """Give one of the counts without what is deleted."""
+        deleted = 0 if self.tombstones is None else getattr(self.tombstones, count)
+        return int(getattr(self, count)) - int(deleted)
 
 
 @dataclass(frozen=True)
@@ -130,30 +150,31 @@ class Manifest:
 
     @property
     def n_docs(self) -> int:
-        """Documents, empty ones included."""
-        return sum(segment.n_docs for segment in self.segments)
+        """Documents, empty ones included and deleted ones not."""
+        return sum(segment.live("n_docs") for segment in self.segments)
 
     @property
     def n_windows(self) -> int:
         """What documents are stored as: one window each, or several for long ones."""
-        return sum(segment.n_windows for segment in self.segments)
+        return sum(segment.live("n_windows") for segment in self.segments)
 
     @property
     def n_empty(self) -> int:
         """Documents without tokens."""
-        return sum(segment.n_empty for segment in self.segments)
+        return sum(segment.live("n_empty") for segment in self.segments)
 
     @property
     def n_tokens(self) -> int:
         """Token embeddings."""
-        return sum(segment.n_tokens for segment in self.segments)
+        return sum(segment.live("n_tokens") for segment in self.segments)
 
     @property
     def stale(self) -> bool:
-        """Whether the index has outgrown its operating points."""
-        return (
-            self.tuning is not None and self.n_tokens > self.tuning.n_tokens * defaults.stale_growth
-        )
+        """Whether the index has outgrown its operating points, or shrunk as much."""
+        if self.tuning is None:
+            return False
+        small, large = sorted((self.n_tokens, self.tuning.n_tokens))
+        return large > small * defaults.stale_growth
 
     def next(self, generation: int, **changes: Any) -> Manifest:  # noqa: ANN401
         """Give the manifest of a later generation, naming only files that it uses."""
@@ -174,7 +195,7 @@ class Manifest:
                 "fields": {
                     "multi": {
                         "codec": None if self.codec is None else vars(self.codec),
-                        "segments": [vars(segment) for segment in self.segments],
+                        "segments": [asdict(segment) for segment in self.segments],
                     }
                 },
                 "operating_points": [point.to_json() for point in self.operating_points],
@@ -238,7 +259,7 @@ def _parse_body(body: dict[str, Any]) -> Manifest:
     codec = None if multi["codec"] is None else CodecEntry(**multi["codec"])
     encoder = None if body["encoder"] is None else EncoderInfo(**body["encoder"])
     tuning = None if body["tuning"] is None else Tuning(**body["tuning"])
-    segments = tuple(SegmentEntry(**segment) for segment in multi["segments"])
+    segments = tuple(_parse_segment(segment) for segment in multi["segments"])
     files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
     points = tuple(
         OperatingPoint(**{**point, "params": SearchParams(**point["params"])})
@@ -258,6 +279,13 @@ def _parse_body(body: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def _parse_segment(found: dict[str, Any]) -> SegmentEntry:
+    segment = SegmentEntry(**found)  # indexes from before there were tombstones say nothing of them
+    if segment.tombstones is None:
+        return segment
+    return replace(segment, tombstones=TombstonesEntry(**found["tombstones"]))
+
+
 def _check(manifest: Manifest) -> None:
     """Raise ValueError for what the types alone let through."""
     counts: list[tuple[str, object]] = [("generation", manifest.generation)]
@@ -265,6 +293,12 @@ def _check(manifest: Manifest) -> None:
         counts += [(f"{segment.name}.{n}", getattr(segment, n)) for n in _SEGMENT_COUNTS]
         if segment.n_docs > segment.n_windows or segment.n_empty > segment.n_docs:
             raise ValueError(f"{segment.name}: more documents than it can hold")
+        if (deleted := segment.tombstones) is not None:
+            counts += [(f"{deleted.file}.{n}", getattr(deleted, n)) for n in _SEGMENT_COUNTS]
+            if any(segment.live(n) < 0 for n in _SEGMENT_COUNTS):
+                raise ValueError(f"{deleted.file}: deletes more than there is in the segment")
+            if not deleted.file.startswith(f"{segment.name}.del-"):
+                raise ValueError(f"{deleted.file}: not of {segment.name}")
     if manifest.codec is not None:
         counts += [(f"codec.{n}", getattr(manifest.codec, n)) for n in _CODEC_COUNTS]
     if manifest.tuning is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from weft import _native
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
+from weft.bitmaps import as_mask, is_set
 from weft.checks import check_fraction, check_int
 from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenSegment:
-    """A segment with its documents, if it has any."""
+    """A segment with its documents, and a bit for each window that is deleted, if there are any."""
 
     entry: SegmentEntry
     native: _native.Segment
     documents: DocumentStore | None
+    deleted: NDArray[np.uint64] | None
 
 
 @dataclass(frozen=True)
@@ -85,24 +87,59 @@ class Snapshot:
             documents = None
             if entry.documents:
                 documents = DocumentStore(require_size(directory, manifest, entry.documents_file))
-            segments.append(OpenSegment(entry, native, documents))
+            deleted = (
+                None if entry.tombstones is None else read_tombstones(directory, manifest, entry)
+            )
+            segments.append(OpenSegment(entry, native, documents, deleted))
         self.segments = tuple(segments)
 
-    def find(self, doc_id: str) -> Place | None:
-        """Give the place of a document."""
-        for number, segment in enumerate(self.segments):
-            first = segment.native.find(doc_id)
-            if first >= 0:
-                return Place(number, first, 1)
-            if segment.entry.n_windows == segment.entry.n_docs:
-                continue
-            first = segment.native.find(f"{doc_id}{WINDOW_MARK}0")
-            if first >= 0:
-                n_windows = 1
-                while segment.native.find(f"{doc_id}{WINDOW_MARK}{n_windows}") >= 0:
-                    n_windows += 1
-                return Place(number, first, n_windows)
+    @property
+    def deleted(self) -> list[NDArray[np.uint64] | None]:
+        """The tombstones of each segment."""
+        return [segment.deleted for segment in self.segments]
+
+    def find(
+        self, doc_id: str, deleted: Sequence[NDArray[np.uint64] | None] | None = None
+    ) -> Place | None:
+        """Give the place of a document that is not deleted, by these tombstones or by our own."""
+        for number, words in enumerate(self.deleted if deleted is None else deleted):
+            place = self._find_in(number, doc_id)
+            if place is not None and (words is None or not is_set(words, place.first)):
+                return place
         return None
+
+    def _find_in(self, number: int, doc_id: str) -> Place | None:
+        native, entry = self.segments[number].native, self.segments[number].entry
+        first = native.find(doc_id)
+        if first >= 0:
+            return Place(number, first, 1)
+        if entry.n_windows == entry.n_docs:
+            return None
+        first = native.find(f"{doc_id}{WINDOW_MARK}0")
+        if first < 0:
+            return None
+        n_windows = 1
+        while native.find(f"{doc_id}{WINDOW_MARK}{n_windows}") >= 0:
+            n_windows += 1
+        return Place(number, first, n_windows)
+
+
+def read_tombstones(
+    directory: Directory, manifest: Manifest, entry: SegmentEntry
+) -> NDArray[np.uint64]:
+    """Give a bit for each window of a segment that is deleted, all of the file checked."""
+    assert entry.tombstones is not None
+    path = require_size(directory, manifest, entry.tombstones.file)
+    words, n_windows, checksum = _native.read_tombstones(str(path))
+    require_checksum(manifest, path, checksum)
+    n_deleted = int(as_mask(words, n_windows).sum())
+    if (n_windows, n_deleted) != (entry.n_windows, entry.tombstones.n_windows):
+        raise CorruptIndexError(
+            f"{path}: {n_deleted} of {n_windows} windows deleted, expected "
+            f"{entry.tombstones.n_windows} of {entry.n_windows}",
+            str(path),
+        )
+    return words
 
 
 def require_size(directory: Directory, manifest: Manifest, name: str) -> Path:
@@ -156,6 +193,7 @@ class Searcher:
             [segment.native for segment in snapshot.segments],
             snapshot.codec,
             check_threads(threads),
+            snapshot.deleted,
         )
 
     @property

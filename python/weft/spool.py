@@ -9,6 +9,7 @@ document. Whatever fails half-way is taken back by `rewind`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import uuid
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from weft.storage import Directory
     from weft.types import Scalar
 
+REFILL_DOCUMENTS = 1_024
+
 WINDOW_MARK = "\x1f"
 """Between the id of a long document and the number of one of its windows."""
 
@@ -47,6 +50,7 @@ class Mark:
     n_windows: int
     n_docs: int
     n_tokens: int
+    n_dropped: int
     has_documents: bool
 
 
@@ -81,6 +85,7 @@ class Spool:
         self._rows = f"{self.name}/rows.f16"
         self.n_docs = 0
         self.n_tokens = 0
+        self.n_dropped = 0
         self.has_documents = False
         self._lengths = array("I")
         self._fd = -1
@@ -110,10 +115,10 @@ class Spool:
 
     def mark(self) -> Mark:
         """Remember the state."""
-        return Mark(self.n_windows, self.n_docs, self.n_tokens, self.has_documents)
+        return Mark(self.n_windows, self.n_docs, self.n_tokens, self.n_dropped, self.has_documents)
 
     def rewind(self, mark: Mark) -> None:
-        """Go back to a state, as if nothing had been added since."""
+        """Go back to a state, as if nothing had been added since; what was dropped, stays so."""
         with sqlite_errors(self._path, reading=False):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -122,7 +127,7 @@ class Spool:
                     f"DELETE FROM {table} WHERE {column} >= ?", (mark.n_windows,)
                 )
         del self._lengths[mark.n_windows :]
-        self.n_docs, self.n_tokens = mark.n_docs, mark.n_tokens
+        self.n_docs, self.n_tokens, self.n_dropped = mark.n_docs, mark.n_tokens, mark.n_dropped
         self.has_documents = mark.has_documents
         self._directory.truncate(self._fd, 2 * self._dim * mark.n_tokens, self._rows)
 
@@ -142,8 +147,12 @@ class Spool:
                 self.close()
             raise
 
-    def append(self, batch: Batch, blocks: Iterable[NDArray[np.float16]]) -> None:
+    def append(
+        self, batch: Batch, blocks: Iterable[NDArray[np.float16]], *, replace: bool = False
+    ) -> None:
         """Add documents and their rows, all of them or none.
+
+        With `replace` they take the place of documents in the spool that have their ids.
 
         Raises
         ------
@@ -155,11 +164,60 @@ class Spool:
                 self._directory.write(self._fd, block.tobytes(), self._rows)
             with sqlite_errors(self._path, reading=False):
                 self._connection.execute("BEGIN")
+                n_replaced = self._forget(batch.ids) if replace else 0
                 self._insert(batch)
                 self._connection.execute("COMMIT")
+            self.n_dropped += n_replaced
             self._lengths.extend(batch.lengths.tolist())
             self.n_docs += len(batch.ids)
             self.n_tokens += int(batch.lengths.sum())
+
+    def drop(self, ids: Sequence[str]) -> int:
+        """Forget documents; count those that were there. Their rows stay until `refill`."""
+        with sqlite_errors(self._path, reading=False):
+            self._connection.execute("BEGIN")
+            try:
+                n_dropped = self._forget(ids)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+        self.n_dropped += n_dropped
+        return n_dropped
+
+    def _forget(self, ids: Sequence[str]) -> int:
+        """Take ids away: a document without one is dropped."""
+        before = self._connection.total_changes
+        self._connection.executemany("DELETE FROM ids WHERE id = ?", ((doc_id,) for doc_id in ids))
+        return self._connection.total_changes - before
+
+    def refill(self, old: Spool) -> None:
+        """Take over what another spool holds, without what was dropped from it."""
+        found = old._select(
+            "SELECT doc, n_windows, id, text FROM ids JOIN document USING (doc) ORDER BY doc"
+        )
+        lengths, rows = old.lengths().astype(np.int64), old.rows()
+        row_of = np.concatenate([[0], np.cumsum(lengths)])
+        while some := list(itertools.islice(found, REFILL_DOCUMENTS)):
+            windows = np.concatenate([np.arange(doc, doc + n) for doc, n, _, _ in some])
+            batch = Batch(
+                ids=[doc_id for _, _, doc_id, _ in some],
+                n_windows=[n for _, n, _, _ in some],
+                lengths=lengths[windows],
+                texts=[text for _, _, _, text in some],
+                metadata=[old._metadata(doc) for doc, _, _, _ in some],
+                spans=[old._places(window) for window in windows.tolist()],
+            )
+            blocks = (rows[row_of[doc] : row_of[doc + n]] for doc, n, _, _ in some)
+            self.append(batch, blocks)
+
+    def _metadata(self, doc: int) -> dict[str, tuple[str, Scalar]]:
+        found = self._select("SELECT field, type, value FROM metadata WHERE doc = ?", doc)
+        return {field: (kind, value) for field, kind, value in found}
+
+    def _places(self, window: int) -> bytes | None:
+        found = list(self._select("SELECT places FROM spans WHERE window = ?", window))
+        return found[0][0] if found else None
 
     def _insert(self, batch: Batch) -> None:
         connection = self._connection

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
-from weft.batches import check_batch, check_ids
+from weft.batches import check_batch, check_each_id, check_ids
 from weft.builder import Build
 from weft.checks import check_device
 from weft.errors import (
@@ -36,6 +36,7 @@ from weft.manifest import (
 from weft.planning import parse_ram
 from weft.searcher import Snapshot
 from weft.spool import Mark, Spool
+from weft.tombstones import Deletions
 from weft.tuner import TuningQueries
 from weft.types import Scalar
 
@@ -43,12 +44,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from weft.searcher import Place
     from weft.storage import Directory
     from weft.types import Progress
 
 logger = logging.getLogger("weft")
 
-EMPTY = Mark(0, 0, 0, has_documents=False)
+EMPTY = Mark(0, 0, 0, 0, has_documents=False)
 
 
 class Writer:
@@ -92,6 +94,7 @@ class Writer:
             self._check_newest(base)
             self._clean()
             self._snapshot = Snapshot(directory, base)
+            self._deletions = Deletions(self._snapshot.segments)
             self._spool = Spool(directory, base.config.dim)
         except BaseException:
             self._lock.release()
@@ -159,13 +162,48 @@ class Writer:
         spool = self._open_spool()
         checked = check_ids(ids)
         for doc_id in checked:
-            if self._snapshot.find(doc_id) is not None:
+            if self._find(doc_id) is not None:
                 raise InvalidArgumentError(
-                    f"id {doc_id!r}: in the index already, expected a new one"
+                    f"id {doc_id!r}: in the index already, expected a new one; upsert replaces it"
                 )
         spool.append(
             *check_batch(checked, embeddings, self._dim, texts, metadata, spans, lengths, parents)
         )
+
+    def _find(self, doc_id: str) -> Place | None:
+        """Give the place of a committed document that is not deleted, by us or before."""
+        return self._snapshot.find(doc_id, self._deletions.words)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents, committed ones and ones just added; they are gone after `commit`.
+
+        Parameters
+        ----------
+        ids
+            A long document goes with all its windows. An unknown id is no error, so that a
+            deletion may be repeated.
+
+        Returns
+        -------
+        How many documents there were to delete.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Something that cannot be an id; then nothing is deleted.
+        """
+        spool = self._open_spool()
+        checked = dict.fromkeys(check_each_id(ids))
+        n_deleted = spool.drop(list(checked))
+        for doc_id in checked:
+            n_deleted += self._delete_committed(doc_id)
+        return n_deleted
+
+    def _delete_committed(self, doc_id: str) -> bool:
+        place = self._find(doc_id)
+        if place is not None:
+            self._deletions.add(place)
+        return place is not None
 
     def tune(self, queries: Embeddings | None = None) -> None:
         """Find new operating points at the next commit.
@@ -212,14 +250,16 @@ class Writer:
         Whatever is raised, the index is as it was, what was added is kept, and `commit` may be
         called again.
         """
-        spool = self._open_spool()
-        if spool.n_docs == 0 and not (self._tune_asked and self._snapshot.codec is not None):
+        spool = self._settled_spool()
+        tunes = self._tune_asked and self._snapshot.codec is not None
+        if spool.n_docs == 0 and not self._deletions.changed and not tunes:
             return self.generation
         mark = spool.mark()
         build = Build(
             self._directory,
             self._snapshot,
             spool,
+            self._deletions,
             threads=self._threads,
             max_ram=self._max_ram,
             progress=self._progress,
@@ -247,6 +287,7 @@ class Writer:
         self._queries, self._tune_asked = None, False
         self._rewind(EMPTY)
         self._snapshot = Snapshot(self._directory, manifest)
+        self._deletions = Deletions(self._snapshot.segments)
         self._on_commit(manifest)
 
     def _rewind(self, mark: Mark) -> None:
@@ -259,9 +300,10 @@ class Writer:
             self.close()
 
     def rollback(self) -> None:
-        """Forget everything added since the last commit."""
+        """Forget everything added and deleted since the last commit."""
         self._queries, self._tune_asked = None, False
         self._open_spool().rewind(EMPTY)
+        self._deletions = Deletions(self._snapshot.segments)
 
     def _clean(self) -> None:
         """Remove what dead writers and old generations left; what cannot go, stays for the next."""
@@ -279,6 +321,20 @@ class Writer:
                 continue
             except StorageError as error:
                 logger.warning("left over: %s", error)
+
+    def _settled_spool(self) -> Spool:
+        """Give the spool, without the rows of what was added and then deleted or replaced."""
+        spool = self._open_spool()
+        if spool.n_dropped > 0:
+            fresh = Spool(self._directory, self._dim)
+            try:
+                fresh.refill(spool)
+            except BaseException:
+                fresh.close()
+                raise
+            self._spool = fresh
+            spool.close()
+        return self._open_spool()
 
     def _open_spool(self) -> Spool:
         if self._spool is None or self._spool.closed:
