@@ -321,6 +321,30 @@ class Index:
             )
             return writer.commit()
 
+    def upsert(
+        self,
+        ids: Sequence[str],
+        embeddings: Embeddings,
+        *,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
+        spans: Sequence[Any] | None = None,
+        lengths: object = None,
+        parents: Sequence[int] | None = None,
+    ) -> int:
+        """Add or replace documents in one commit and give the generation; see `Writer.upsert`."""
+        with self.writer() as writer:
+            writer.upsert(
+                ids,
+                embeddings,
+                texts=texts,
+                metadata=metadata,
+                spans=spans,
+                lengths=lengths,
+                parents=parents,
+            )
+            return writer.commit()
+
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents in one commit; count those that were there. See `Writer.delete`."""
         with self.writer() as writer:

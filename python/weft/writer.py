@@ -170,6 +170,31 @@ class Writer:
             *check_batch(checked, embeddings, self._dim, texts, metadata, spans, lengths, parents)
         )
 
+    def upsert(
+        self,
+        ids: Sequence[str],
+        embeddings: Embeddings,
+        *,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
+        spans: Sequence[Any] | None = None,
+        lengths: object = None,
+        parents: Sequence[int] | None = None,
+    ) -> None:
+        """Add documents in place of those that have their ids, if there are any.
+
+        A document is replaced as a whole, all its windows, its text and metadata. The parameters
+        and errors are those of `add`; where one is raised, nothing is replaced.
+        """
+        spool = self._open_spool()
+        checked = check_ids(ids)
+        batch, blocks = check_batch(
+            checked, embeddings, self._dim, texts, metadata, spans, lengths, parents
+        )
+        spool.append(batch, blocks, replace=True)
+        for doc_id in checked:
+            self._delete_committed(doc_id)
+
     def _find(self, doc_id: str) -> Place | None:
         """Give the place of a committed document that is not deleted, by us or before."""
         return self._snapshot.find(doc_id, self._deletions.words)

@@ -14,23 +14,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import weft
 from helpers import assert_ranking, ragged_docs, unit_rows
 from reference import maxsim
-from weft.errors import IndexLockedError, InvalidArgumentError
+from weft.errors import IndexLockedError, InvalidArgumentError, NotFoundError
 
 DIM = 8
 TOLERANCE = 0.12  # of scores from 4-bit codes at this small dim
+ENDS = st.sampled_from(["keep", "commit", "commit", "commit and close", "close", "roll back"])
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """The model is {id: windows} at the last commit, and the same with what is not committed."""
+    """The model is {id: windows} at the last commit, and the same with what is not committed.
 
-    @initialize()
-    def create(self):
+    What was not written since is the same list in both.
+    """
+
+    @initialize(n_docs=st.sampled_from([0, 3, 40, 90]))
+    def create(self, n_docs):
         self.folder = Path(tempfile.mkdtemp())
         self.index = weft.Index.create(self.folder / "a.index", weft.IndexConfig(dim=DIM))
         self.writer = None
         self.committed, self.pending = {}, {}
+        self.snapshots = []  # of some generations, with what they hold
         self.random = np.random.default_rng(3)
         self.names = iter(range(10**6))
+        self.add([1] * n_docs, shortest=1, end="commit")
 
     def teardown(self):
         if getattr(self, "writer", None) is not None:
@@ -38,50 +44,78 @@ class IndexMachine(RuleBasedStateMachine):
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
 
-    @precondition(lambda self: self.writer is None)
-    @rule()
     def open_writer(self):
-        self.writer = self.index.writer()
-        self.pending = dict(self.committed)
+        if self.writer is None:
+            self.writer = self.index.writer()
+        return self.writer
 
-    @precondition(lambda self: self.writer is not None)
-    @rule(counts=st.lists(st.integers(1, 3), max_size=30), shortest=st.integers(0, 3))
-    def add(self, counts, shortest):
-        ids = [f"d{next(self.names)}" for _ in counts]
+    def end(self, how):
+        """Leave what was done for later, commit it, or forget it."""
+        if "commit" in how:
+            ids = self.pending.keys() | self.committed.keys()
+            changed = any(self.pending.get(i) is not self.committed.get(i) for i in ids)
+            before = self.index.generation
+            assert self.writer.commit() == before + changed == self.index.generation
+            self.committed = dict(self.pending)
+        if how == "roll back":
+            self.writer.rollback()
+            self.pending = dict(self.committed)
+        if "close" in how:
+            self.writer.close()
+            self.writer = None
+            self.pending = dict(self.committed)
+
+    def documents(self, ids, counts, shortest):
+        """Arguments of `add` for new documents of so many windows, put into the model."""
         windows = ragged_docs(self.random, sum(counts), DIM, shortest=shortest)
         parents = np.repeat(np.arange(len(ids)), counts).tolist()
-        self.writer.add(ids, windows, parents=parents, texts=[f"text of {i}" for i in ids])
+        self.pending = {i: found for i, found in self.pending.items() if i not in ids}
         for window, parent in zip(windows, parents, strict=True):
             self.pending.setdefault(ids[parent], []).append(window)
+        return ids, windows, {"parents": parents, "texts": [f"text of {i}" for i in ids]}
 
-    @precondition(lambda self: self.writer is not None and self.pending)
+    def known(self):
+        """Ids that are there, were there, or never were."""
+        return [*sorted(self.pending.keys() | self.committed.keys()), "never"]
+
+    @rule(counts=st.lists(st.integers(1, 3), max_size=30), shortest=st.integers(0, 3), end=ENDS)
+    def add(self, counts, shortest, end):
+        writer = self.open_writer()
+        ids = [f"d{next(self.names)}" for _ in counts]
+        ids, windows, more = self.documents(ids, counts, shortest)
+        writer.add(ids, windows, **more)
+        self.end(end)
+
+    @rule(data=st.data(), counts=st.lists(st.integers(1, 3), max_size=20), end=ENDS)
+    def upsert(self, data, counts, end):
+        writer = self.open_writer()
+        known = st.sampled_from(self.known())
+        old = data.draw(st.lists(known, unique=True, max_size=len(counts)))
+        ids = old + [f"d{next(self.names)}" for _ in counts[len(old) :]]
+        ids, windows, more = self.documents(ids, counts, 0)
+        writer.upsert(ids, windows, **more)
+        self.end(end)
+
+    @rule(data=st.data(), count=st.sampled_from([1, 5, 20, 10_000]), end=ENDS)
+    def delete(self, data, count, end):
+        writer = self.open_writer()
+        ids = data.draw(st.permutations(self.known()))[:count]
+        there = self.pending.keys() & set(ids)
+        assert writer.delete(ids + ids[:2]) == len(there)
+        self.pending = {i: found for i, found in self.pending.items() if i not in there}
+        self.end(end)
+
+    @precondition(lambda self: self.pending)
     @rule(data=st.data())
-    def add_again(self, data):
+    def refused(self, data):
+        writer = self.open_writer()
         doc_id = data.draw(st.sampled_from(sorted(self.pending)))
         with pytest.raises(InvalidArgumentError, match=doc_id):
-            self.writer.add(["fresh", doc_id], [np.eye(DIM)] * 2)
-
-    @precondition(lambda self: self.writer is not None)
-    @rule()
-    def commit(self):
-        before = self.index.generation
-        changed = self.pending.keys() != self.committed.keys()
-        assert self.writer.commit() == before + changed
-        self.committed = dict(self.pending)
-
-    @precondition(lambda self: self.writer is not None)
-    @rule()
-    def rollback(self):
-        self.writer.rollback()
-        self.pending = dict(self.committed)
-
-    @precondition(lambda self: self.writer is not None)
-    @rule(commits=st.booleans())
-    def close_writer(self, commits):
-        if commits:
-            self.commit()
-        self.writer.close()
-        self.writer = None
+            writer.add(["fresh", doc_id], [np.eye(DIM)] * 2)
+        with pytest.raises(InvalidArgumentError, match=f"'{doc_id}', row 0: NaN"):
+            writer.upsert(["fresh", doc_id], [np.eye(DIM), np.full((1, DIM), np.nan)])
+        with pytest.raises(InvalidArgumentError, match="id 5"):
+            writer.delete([doc_id, 5])
 
     @precondition(lambda self: self.writer is not None)
     @rule()
@@ -100,27 +134,52 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(k=st.sampled_from([1, 5, 1_000]))
     def search(self, k):
+        self.check_search(self.index, self.committed, k)
+        query = unit_rows(self.random, 3, DIM)
+        n_matching = self.index.exact_search(query, k=k).n_matching
+        assert self.index.search(query, k=k, recall=1.0).n_matching == n_matching
+        pruned = weft.SearchParams(ncandidates=1_000, nskim=1_000, nrefine=1_000, nrerank=0)
+        assert set(self.index.search(query, k=k, params=pruned).ids) <= self.committed.keys()
+
+    @rule()
+    def keep_a_snapshot(self):
+        self.snapshots = [*self.snapshots[-2:], (self.index.searcher(), dict(self.committed))]
+
+    @precondition(lambda self: self.snapshots)
+    @rule()
+    def search_snapshots(self):
+        for searcher, documents in self.snapshots:
+            self.check_search(searcher, documents, 1_000)
+            self.check_documents(searcher, documents)
+
+    def check_search(self, searcher, documents, k):
         query = unit_rows(self.random, 3, DIM)
         scores = {
             doc_id: max(maxsim(query.astype(np.float64), rows) for rows in windows if len(rows))
-            for doc_id, windows in self.committed.items()
+            for doc_id, windows in documents.items()
             if any(map(len, windows))
         }
-        hits = self.index.exact_search(query, k=k)
+        hits = searcher.exact_search(query, k=k)
         assert len(hits) == min(k, len(scores))
         assert hits.n_matching == len(scores)
         assert_ranking(hits, scores, TOLERANCE)
-        assert self.index.search(query, k=k, recall=1.0).n_matching == len(scores)
+
+    def check_documents(self, searcher, documents):
+        assert len(searcher) == len(documents)
+        found = searcher.documents(sorted(documents))
+        assert all(document.text == f"text of {document.id}" for document in found)
 
     @invariant()
     def the_index_holds_what_was_committed(self):
         if not hasattr(self, "index"):
             return
-        assert len(self.index) == len(self.committed)
-        found = self.index.documents(sorted(self.committed))
-        assert all(document.text == f"text of {document.id}" for document in found)
+        self.check_documents(self.index, self.committed)
+        assert self.index.info.n_windows == sum(map(len, self.committed.values()))
+        for doc_id in [*sorted(self.pending.keys() - self.committed.keys())[:3], "never-was"]:
+            with pytest.raises(NotFoundError):
+                self.index.documents([doc_id])
 
 
 @pytest.mark.usefixtures("small_codec")
 class TestIndex(IndexMachine.TestCase):
-    settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
