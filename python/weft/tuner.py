@@ -2,10 +2,10 @@
 """Operating points: the least work that reaches a recall, found on sample queries.
 
 Each sample query is answered exactly and by the search itself; recall@k is the share of the exact
-top k that the search returns. From the narrowest search all parameters are raised together, a
-step at a time, until the recall reaches the aim; then one after another is lowered again as far
-as the recall allows, the costliest stage first. Work is counted, not timed, so the same index and
-queries give the same points on any machine.
+top k that the search returns. For the highest target all parameters are raised together until the
+recall reaches the aim; then, for this target and each one below it, one after another is lowered
+as far as the recall allows, the costliest stage first. Work is counted, not timed, so the same
+index and queries give the same points on any machine.
 
 A sampled query is made of a few tokens of each of eight documents, because a run of tokens of one
 is much easier to answer than a query that somebody asks: where such runs reached a recall of .97
@@ -17,9 +17,10 @@ even that misses the target, the point says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,14 +37,15 @@ LADDERS = {
     "nprobe": (2, 4, 8, 16, 32, 64),
     "budget": (3_125, 6_250, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000),
     "ncandidates": (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000),
-    "nskim": (100, 200, 400, 800, 1_600, 3_200, 6_400),
-    "nrefine": (15, 25, 40, 60, 100, 150, 200, 300, 400, 600),
+    "nskim": (50, 100, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200, 6_400),
+    "nrefine": (15, 25, 40, 60, 100, 150, 200, 300, 400, 600, 1_000, 2_000),
 }
-RERANK_LADDER = (2, 4)  # times k
+RERANK_LADDER = (1.5, 2, 3)  # times k
 LOWERING = ("nrefine", "nskim", "ncandidates", "nrerank", "budget", "nprobe")  # the costliest first
-REFINE_MOST = 6  # times k
+REFINE_MOST = 20  # times k
 PIECES = 8  # documents that a sampled query takes tokens from
 MIN_TOKENS, MAX_TOKENS = 1, 4  # of each of them
+SAMPLED_HITS = 3_200  # exact answers that a recall is measured on, with sampled queries
 TIES = 16  # exact answers kept beyond k, where the k-th has equals
 LARGEST_K_SHARE = 20  # k is tuned where there are this many times as many windows
 
@@ -94,6 +96,32 @@ def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[list[tuple[int,
 class _Measure:
     recall: float
     cost: float
+
+
+def _raised_together(ladders: dict[str, tuple[int, ...]]) -> list[SearchParams]:
+    """Give the narrowest parameters, then all of them raised a step, and so on to the widest."""
+    steps = range(max(map(len, ladders.values())))
+    return [
+        SearchParams(**{n: ladder[min(i, len(ladder) - 1)] for n, ladder in ladders.items()})  # type: ignore[arg-type]
+        for i in steps
+    ]
+
+
+def _lowered(
+    params: SearchParams,
+    ladders: dict[str, tuple[int, ...]],
+    reaches: Callable[[SearchParams], bool],
+) -> SearchParams:
+    """Give the parameters with one after another lowered as far as they still reach the aim."""
+    for name in LOWERING:
+        for value in reversed(ladders[name]):
+            if value < getattr(params, name):
+                less = replace(params, **{name: value})  # type: ignore[arg-type]
+                narrows = less.ncandidates >= less.nskim >= less.nrefine >= less.nrerank
+                if not narrows or not reaches(less):
+                    break
+                params = less
+    return params
 
 
 class Tuner:
@@ -165,23 +193,22 @@ class Tuner:
                 measured[params] = self._measure(k, params)
             return measured[params]
 
-        everything, widest = exhaustive_params(k), self._widest(k)
-        ceiling, current = measure(everything).recall, self._narrowest(k)
-        found = {1.0: everything}
-        for target in sorted(defaults.targets):
+        everything, ladders = exhaustive_params(k), self._ladders(k)
+        ceiling = measure(everything).recall
+        found, best = {1.0: everything}, None
+        for target in sorted(defaults.targets, reverse=True):
             aim = target + max(ceiling - target, 0.0) / 2
-            while measure(current).recall < aim and current != widest:
-                current = self._raised(k, current)
-            if measure(current).recall < aim:
-                found[target] = everything
-                continue
-            best = current
-            for name in LOWERING:
-                while (less := self._lowered(k, best, name)) != best and (
-                    measure(less).recall >= aim
-                ):
-                    best = less
-            found[target] = best
+
+            def reaches(params: SearchParams, aim: float = aim) -> bool:
+                return measure(params).recall >= aim
+
+            if best is None:
+                wider = _raised_together(ladders)
+                place = bisect_left(wider, True, key=reaches)  # noqa: FBT003
+                best = wider[place] if place < len(wider) else None
+            if best is not None:
+                best = _lowered(best, ladders, reaches)
+            found[target] = everything if best is None else best
         return [
             OperatingPoint(
                 k=k,
@@ -195,54 +222,29 @@ class Tuner:
             for target, params in sorted(found.items())
         ]
 
-    def _ladder(self, name: str, k: int) -> tuple[int, ...]:
-        """Give the values of a parameter that can matter for k, ascending."""
-        if name == "nrerank":
-            return (0, *(k * step for step in RERANK_LADDER)) if self._reranks else (0,)
-        ladder = LADDERS[name]
-        if name not in ("ncandidates", "nskim", "nrefine"):
-            return ladder
-        most = REFINE_MOST * k if name == "nrefine" else ladder[-1]
-        ladder = tuple(n for n in ladder if k < n <= most)
-        n_useful = sum(n < self._n_windows for n in ladder)
-        return ladder[: n_useful + 1]
-
-    def _at(self, k: int, places: dict[str, int]) -> SearchParams:
-        """Give the parameters at these places of their ladders."""
-        names = (*LADDERS, "nrerank")
-        values: dict[str, Any] = {name: self._ladder(name, k)[places[name]] for name in names}
-        return SearchParams(**values)
-
-    def _narrowest(self, k: int) -> SearchParams:
-        return self._at(k, dict.fromkeys((*LADDERS, "nrerank"), 0))
-
-    def _widest(self, k: int) -> SearchParams:
-        return self._at(k, dict.fromkeys((*LADDERS, "nrerank"), -1))
-
-    def _raised(self, k: int, params: SearchParams) -> SearchParams:
-        """Give the parameters with all of them raised a step, as far as their ladders go."""
-        places = {}
-        for name in (*LADDERS, "nrerank"):
-            ladder = self._ladder(name, k)
-            places[name] = min(ladder.index(getattr(params, name)) + 1, len(ladder) - 1)
-        return self._at(k, places)
-
-    def _lowered(self, k: int, params: SearchParams, name: str) -> SearchParams:
-        """Give the parameters with one lowered a step; unchanged where that would not do."""
-        ladder, value = self._ladder(name, k), getattr(params, name)
-        less = max((step for step in ladder if step < value), default=value)
-        lower: dict[str, Any] = {name: less}
-        made = replace(params, **lower)
-        return made if made.ncandidates >= made.nskim >= made.nrefine >= made.nrerank else params
+    def _ladders(self, k: int) -> dict[str, tuple[int, ...]]:
+        """Give the values of every parameter that can matter for k, ascending."""
+        ladders = dict(LADDERS)
+        ladders["nrerank"] = (0, *(int(k * step) for step in RERANK_LADDER))
+        if not self._reranks:
+            ladders["nrerank"] = (0,)
+        for name, most in (
+            ("ncandidates", LADDERS["ncandidates"][-1]),
+            ("nskim", LADDERS["nskim"][-1]),
+            ("nrefine", REFINE_MOST * k),
+        ):
+            ladder = tuple(n for n in ladders[name] if k < n <= most)
+            n_useful = sum(n < self._n_windows for n in ladder)
+            ladders[name] = ladder[: n_useful + 1]
+        return ladders
 
     def _measure(self, k: int, params: SearchParams) -> _Measure:
         n = k + self._extra
         queries = self._queries
+        n_asked = len(queries) if queries.sources is None else max(SAMPLED_HITS // k, 16)
+        offsets = queries.offsets[: n_asked + 1]
         answers = self._searcher.search_batch(
-            queries.values,
-            queries.offsets,
-            n,
-            native_params(params, n),
+            queries.values[: int(offsets[-1])], offsets, n, native_params(params, n)
         )
         recalls = [self._recall(k, i, answer) for i, answer in enumerate(answers)]
         costs = [self._cost(i, params, answer) for i, answer in enumerate(answers)]
