@@ -23,7 +23,8 @@ struct ExactRows {
 
 /// scores[i] = MaxSim(query, document i) in f32: sum over query rows of the largest dot product with a
 /// document row; -infinity for a document without rows. The definition everything else is measured
-/// against [COLBERTV2 §3.1]. Same bits for any number of threads.
+/// against [COLBERTV2 §3.1]. Same bits for any number of threads. Error(invalid_argument) names the first
+/// row that is not finite or all zero.
 void maxsim(MatrixView<const float> query, const ExactRows& docs, std::span<float> scores,
             size_t threads, const std::function<bool()>& poll = {});
 

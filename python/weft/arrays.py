@@ -349,15 +349,7 @@ def maxsim(
     rows = query_rows(query, None)
     found = ragged(docs, rows.shape[1], name=lambda i: f"document {i}", lengths=lengths)
     values = found.packed(rows.shape[1])
-    starts = found.offsets
-
-    def name(row: int) -> str:
-        doc = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"document {doc}, row {row - int(starts[doc])}"
-
-    for first in range(0, len(values), BLOCK_ROWS):
-        check_rows(values[first : first + BLOCK_ROWS], lambda row, at=first: name(at + row))  # type: ignore[misc]
-    return _native.maxsim(rows, values, starts, check_threads(threads))
+    return _native.maxsim(rows, values, found.offsets, check_threads(threads))
 
 
 def check_threads(threads: int | None) -> int:
