@@ -456,8 +456,8 @@ class Searcher:
 
 
 def exhaustive_params(k: int) -> SearchParams:
-    """Give the parameters of recall 1.0: every document scored, ten times k of them reranked."""
-    return SearchParams(exhaustive=True, nrerank=min(10 * k, 2**32 - 1))
+    """Give the parameters of recall 1.0: every document scored, three times k of them reranked."""
+    return SearchParams(exhaustive=True, nrerank=min(3 * k, 2**32 - 1))
 
 
 def best_windows(found: _native.Found, *, grouped: bool) -> list[Hit]:
