@@ -10,6 +10,16 @@ void bind_segment(py::module_& module);
 
 namespace {
 
+py::dict to_python(const SegmentStats& stats) {
+  py::dict out;
+  out["checksum"] = stats.checksum;
+  out["n_docs"] = stats.n_docs;
+  out["n_tokens"] = stats.n_tokens;
+  out["n_postings"] = stats.n_postings;
+  out["bytes"] = stats.n_bytes;
+  return out;
+}
+
 py::dict write(int fd, std::string path, std::shared_ptr<Codec> codec, const py::object& rows,
                const py::object& offsets, const py::object& id_bytes, const py::object& id_offsets,
                const std::string& rerank, size_t threads, const py::object& progress) {
@@ -24,13 +34,27 @@ py::dict write(int fd, std::string path, std::shared_ptr<Codec> codec, const py:
     stats = write_segment(FileWriter(fd, std::move(path)), std::move(codec), docs, ids,
                           parse_rerank(rerank), threads, report);
   }
-  py::dict out;
-  out["checksum"] = stats.checksum;
-  out["n_docs"] = stats.n_docs;
-  out["n_tokens"] = stats.n_tokens;
-  out["n_postings"] = stats.n_postings;
-  out["bytes"] = stats.n_bytes;
-  return out;
+  return to_python(stats);
+}
+
+/// `parts`: (segment, uint32 [n_runs, 2]) for each segment.
+py::dict merge(int fd, std::string path,
+               const std::vector<std::pair<std::shared_ptr<Segment>, py::object>>& parts,
+               const py::object& progress) {
+  std::vector<SegmentPart> views;
+  for (const auto& [segment, runs] : parts) {
+    const auto table = matrix<uint32_t>(runs, "runs", "uint32");
+    WEFT_REQUIRE(table.cols == 2, ErrorCode::invalid_argument, "runs: expected two columns");
+    views.push_back(
+        {segment, {reinterpret_cast<const std::array<uint32_t, 2>*>(table.data), table.rows}});
+  }
+  const Progress report = make_progress(progress);
+  SegmentStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = merge_segments(FileWriter(fd, std::move(path)), views, report);
+  }
+  return to_python(stats);
 }
 
 void require_doc(const Segment& segment, uint32_t doc) {
@@ -94,6 +118,8 @@ void bind_segment(py::module_& module) {
   module.def("write_segment", &write, py::arg("fd"), py::arg("path"), py::arg("codec").none(true),
              py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
              py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
+  module.def("merge_segments", &merge, py::arg("fd"), py::arg("path"), py::arg("parts"),
+             py::arg("progress") = py::none());
   module.def("write_tombstones", &write_deleted, py::arg("fd"), py::arg("path"), py::arg("words"),
              py::arg("n_docs"));
   module.def("read_tombstones", &read_deleted, py::arg("path"));

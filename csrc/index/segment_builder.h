@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -27,6 +29,12 @@ struct SegmentStats {
   uint64_t n_bytes = 0;
 };
 
+/// Some documents of a segment: ranges [first, last) of ordinals, ascending.
+struct SegmentPart {
+  std::shared_ptr<const Segment> segment;
+  std::span<const std::array<uint32_t, 2>> runs;
+};
+
 /// Writes one segment file: encodes the rows block by block, in bounded memory, and builds its lists.
 /// `docs`: f16 unit rows, possibly a mapped file larger than memory; document i gets ordinal i.
 /// Without a codec the rows themselves are stored. Same bytes for any number of threads.
@@ -34,5 +42,11 @@ struct SegmentStats {
 SegmentStats write_segment(FileWriter file, std::shared_ptr<const Codec> codec,
                            RaggedView<const uint16_t> docs, const IdTable& ids, Rerank rerank,
                            size_t threads, const Progress& progress);
+
+/// Writes one segment file of documents of other segments, in the order given: ids, rows and codes byte
+/// for byte, since the rows that codes were made from are gone; new lists. The segments share a codec, or
+/// have none, and must have been verified. Throws invalid_argument (ranges, over 2^24 tokens), io, cancelled.
+SegmentStats merge_segments(FileWriter file, std::span<const SegmentPart> parts,
+                            const Progress& progress);
 
 }  // namespace weft

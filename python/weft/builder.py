@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft import _native
-from weft.arrays import crc32c
 from weft.bitmaps import as_mask
-from weft.documents import check_metadata, encode_spans
+from weft.compaction import Merge, plan_merges, worth_merging
+from weft.documents import check_metadata, encode_spans, merge_documents
 from weft.errors import WeftError
 from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
 from weft.planning import plan, require_room, sample_bytes, segment_cuts
@@ -28,6 +28,7 @@ from weft.searcher import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
+from weft.verification import checksum_of, verify_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("weft")
 
-READ_BYTES = 1 << 20
 BLOCK_TOKENS = 1 << 17
 BLOCK_WINDOWS = 1 << 12
 
@@ -70,11 +70,13 @@ class Build:
         self._files: dict[str, FileEntry] = {}
         self._made: list[str] = []
 
-    def run(self, generation: int, *, tune: bool, queries: TuningQueries | None) -> Manifest:
+    def run(
+        self, generation: int, *, compact: bool, tune: bool, queries: TuningQueries | None
+    ) -> Manifest:
         """Write every file, sync the folder and give the manifest that names them.
 
-        `tune` asks for operating points even if the codec is an old one, measured on `queries` or,
-        where there are none, on sampled documents.
+        `compact` merges the old segments. `tune` asks for operating points even if the codec is an
+        old one, measured on `queries` or, where there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
@@ -96,6 +98,8 @@ class Build:
                 n_tokens,
                 entry.n_tokens,
             )
+        if compact:
+            kept = self._merge(kept)
         self._write_tombstones(kept)
         made = self._write_segments(codec)
         manifest = base.next(
@@ -128,10 +132,52 @@ class Build:
                 kept.append(replace(segment, entry=entry, deleted=changed.words))
         return tuple(kept)
 
+    def _merge(self, segments: tuple[OpenSegment, ...]) -> tuple[OpenSegment, ...]:
+        """Write those that are worth it into new ones, without what is deleted; give what is then.
+
+        They are read in full before, so that no damage gets a new checksum.
+        """
+        worth = worth_merging([segment.entry for segment in segments], self._max_ram)
+        chosen = [segment for segment in segments if segment.entry in worth]
+        kept = tuple(segment for segment in segments if segment.entry not in worth)
+        if not chosen:
+            return kept
+        for segment in chosen:
+            verify_segment(self._base, segment)
+        made = []
+        for merge in plan_merges(chosen, self._max_ram):
+            self._write_merged(merge)
+            made.append(merge.entry)
+        self._write_tombstones(kept)
+        now = self._base.next(
+            self._base.generation,
+            segments=(*(segment.entry for segment in kept), *made),
+            files={**self._base.files, **self._files},
+        )
+        return Snapshot(self._directory, now).segments
+
+    def _write_merged(self, merge: Merge) -> None:
+        def write(fd: int) -> int:
+            path = str(self._directory.path / merge.entry.file)
+            parts = [(segment.native, runs) for segment, runs in merge.parts]
+            return _native.merge_segments(fd, path, parts, self._progress)["checksum"]
+
+        def write_documents(fd: int) -> int:
+            merge_documents(
+                self._directory.path / merge.entry.documents_file,
+                [(segment.documents, runs.tolist()) for segment, runs in merge.parts],
+            )
+            return checksum_of(fd)
+
+        self._write(merge.entry.file, write)
+        if merge.entry.documents:
+            self._write(merge.entry.documents_file, write_documents)
+
     def _write_tombstones(self, kept: tuple[OpenSegment, ...]) -> None:
+        known = {**self._base.files, **self._files}
         for segment in kept:
             entry, words = segment.entry, segment.deleted
-            if entry.tombstones is not None and entry.tombstones.file not in self._base.files:
+            if entry.tombstones is not None and entry.tombstones.file not in known:
                 assert words is not None
                 name, n_windows = entry.tombstones.file, entry.n_windows
                 path = str(self._directory.path / name)
@@ -208,14 +254,8 @@ class Build:
         entries = []
         for first, last in segment_cuts(starts, lengths, self._max_ram):
             docs = starts[(starts >= first) & (starts < last)]
-            per_doc = np.add.reduceat(lengths[first:last].astype(np.int64), docs - first)
-            entry = SegmentEntry(
-                name=f"seg-{uuid.uuid4().hex}",
-                n_docs=len(docs),
-                n_windows=last - first,
-                n_empty=int(np.count_nonzero(per_doc == 0)),
-                n_tokens=int(per_doc.sum()),
-                documents=spool.has_documents,
+            entry = SegmentEntry.new(
+                lengths[first:last], docs - first, documents=spool.has_documents
             )
             self._write_segment(entry, codec, rows, offsets[first : last + 1], first)
             if entry.documents:
@@ -358,12 +398,3 @@ def _stored_rows(segment: OpenSegment) -> Iterator[Rows]:
         found = [segment.native.rows(w)[: lengths[w]].astype(np.float16) for w in windows]
         offsets = np.cumsum([0, *lengths[first : first + BLOCK_WINDOWS]], dtype=np.uint64)
         yield Rows(np.concatenate(found), offsets)
-
-
-def checksum_of(fd: int) -> int:
-    """Give the CRC-32C of all bytes of an open file."""
-    checksum, place = 0, 0
-    while block := os.pread(fd, READ_BYTES, place):
-        checksum = crc32c(block, checksum)
-        place += len(block)
-    return checksum

@@ -30,7 +30,7 @@ from weft.errors import (
 from weft.types import Scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -43,6 +43,12 @@ CREATE TABLE metadata(doc INTEGER NOT NULL, field TEXT NOT NULL, type TEXT NOT N
                       PRIMARY KEY(doc, field)) WITHOUT ROWID;
 CREATE TABLE spans(window INTEGER PRIMARY KEY, places BLOB NOT NULL);
 """
+TABLES = {
+    "document": ("doc", "n_windows", "text"),
+    "metadata": ("doc", "field", "type", "value"),
+    "spans": ("window", "places"),
+}
+"""Columns of each table; the first is an ordinal."""
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 _SYSTEM = (10, 13, 14)  # SQLITE_IOERR, SQLITE_FULL, SQLITE_CANTOPEN: not the file's fault
 
@@ -73,6 +79,39 @@ def connect_new(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def copy_documents(
+    made: sqlite3.Connection, source: str, first: int, last: int, new_first: int
+) -> None:
+    """Copy the documents of the windows [first, last) of an attached file, numbered anew."""
+    for table, (key, *others) in TABLES.items():
+        columns = "".join(f", {column}" for column in others)
+        made.execute(
+            f"INSERT INTO {table} SELECT {key} + ?3{columns} FROM {source}.{table} "
+            f"WHERE {key} >= ?1 AND {key} < ?2 ORDER BY {key}",
+            (first, last, new_first - first),
+        )
+
+
+def merge_documents(
+    path: Path, parts: Iterable[tuple[DocumentStore | None, Sequence[Sequence[int]]]]
+) -> None:
+    """Fill an empty file with ranges of windows of other files; None has no documents."""
+    with sqlite_errors(path, reading=False), contextlib.closing(connect_new(path)) as made:
+        made.executescript(SCHEMA)
+        place = 0
+        for store, runs in parts:
+            if store is not None:
+                made.execute("ATTACH ? AS source", (str(store.path),))
+                made.execute("BEGIN")
+            for first, last in runs:
+                if store is not None:
+                    copy_documents(made, "source", first, last, place)
+                place += last - first
+            if store is not None:
+                made.execute("COMMIT")
+                made.execute("DETACH source")
+
+
 class DocumentStore:
     """The documents of one segment, read-only. Safe from any thread: a lock guards the connection.
 
@@ -83,7 +122,7 @@ class DocumentStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
         quoted = urllib.parse.quote(str(path.absolute()))
         with sqlite_errors(path, reading=True):
@@ -112,7 +151,7 @@ class DocumentStore:
             raise CorruptIndexError(f"{path}: not a file of documents", str(path))
 
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock, sqlite_errors(self._path, reading=True):
+        with self._lock, sqlite_errors(self.path, reading=True):
             return self._connection.execute(sql, values).fetchall()
 
     def get(self, doc: int) -> tuple[str | None, dict[str, Scalar]]:
@@ -136,19 +175,19 @@ class DocumentStore:
             return decode_spans(found[0][0], n_tokens)
         except (ValueError, TypeError) as error:
             raise CorruptIndexError(
-                f"{self._path}: places of tokens of window {window}: {error}; "
+                f"{self.path}: places of tokens of window {window}: {error}; "
                 f"the file is damaged, restore it or rebuild the index",
-                str(self._path),
+                str(self.path),
             ) from error
 
     def _text(self, text: object) -> str | None:
         if text is not None and not isinstance(text, str):
-            raise CorruptIndexError(f"{self._path}: a text is no text", str(self._path))
+            raise CorruptIndexError(f"{self.path}: a text is no text", str(self.path))
         return text
 
     def _field(self, field: object) -> str:
         if not isinstance(field, str):
-            raise CorruptIndexError(f"{self._path}: a field's name is no text", str(self._path))
+            raise CorruptIndexError(f"{self.path}: a field's name is no text", str(self.path))
         return field
 
     def _value(self, kind: object, value: object) -> Scalar:
@@ -157,21 +196,25 @@ class DocumentStore:
             return bool(value)
         if wanted is None or type(value) is not wanted:
             raise CorruptIndexError(
-                f"{self._path}: metadata value {value!r} is not of type {kind!r}", str(self._path)
+                f"{self.path}: metadata value {value!r} is not of type {kind!r}", str(self.path)
             )
         return value  # type: ignore[return-value]
+
+    def long_documents(self) -> list[tuple[int, int]]:
+        """Give ordinal and number of windows of the documents that have several."""
+        return self._rows("SELECT doc, n_windows FROM document WHERE n_windows > 1")
 
     def check(self, n_windows: int) -> None:
         """Read everything: SQLite's own check, then every row against what it must be."""
         (result,) = self._rows("PRAGMA quick_check(1)")[0]
         if result != "ok":
-            raise CorruptIndexError(f"{self._path}: {result}", str(self._path))
+            raise CorruptIndexError(f"{self.path}: {result}", str(self.path))
         end = 0
         for doc, count in self._rows("SELECT doc, n_windows FROM document ORDER BY doc"):
             if doc < end or count < 1 or doc + count > n_windows:
                 raise CorruptIndexError(
-                    f"{self._path}: document {doc} has windows {doc}..{doc + count} of {n_windows}",
-                    str(self._path),
+                    f"{self.path}: document {doc} has windows {doc}..{doc + count} of {n_windows}",
+                    str(self.path),
                 )
             end = doc + count
         for kind, value in self._rows("SELECT DISTINCT type, value FROM metadata"):

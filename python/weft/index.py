@@ -10,28 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from weft import _native
 from weft.arrays import Embeddings
-from weft.builder import checksum_of
 from weft.checks import check_device
-from weft.documents import DocumentStore
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
     IndexExistsError,
     InvalidArgumentError,
     StorageError,
-    WeftError,
 )
 from weft.manifest import Manifest, check_generation, generations, load, publish
 from weft.planning import plan
-from weft.searcher import (
-    Searcher,
-    Snapshot,
-    read_tombstones,
-    require_checksum,
-    require_size,
-)
+from weft.searcher import Searcher, Snapshot
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
+from weft.verification import verify
 from weft.writer import Writer
 
 if TYPE_CHECKING:
@@ -194,8 +186,10 @@ class Index:
             n_windows=manifest.n_windows,
             n_empty=manifest.n_empty,
             n_tokens=manifest.n_tokens,
+            n_deleted=manifest.n_deleted,
             n_segments=len(manifest.segments),
             n_bytes=sum(entry.size for entry in manifest.files.values()),
+            n_deleted_bytes=manifest.n_deleted_bytes,
             n_coarse=None if codec is None else codec.n_coarse,
             n_fine=None if codec is None else codec.n_fine,
             operating_points=manifest.operating_points,
@@ -350,6 +344,15 @@ class Index:
         with self.writer() as writer:
             return writer.delete(ids)
 
+    def compact(self) -> int:
+        """Merge segments and drop what is deleted, in one commit; see `Writer.compact`.
+
+        Gives the generation, which stays the same where there is nothing to gain.
+        """
+        with self.writer() as writer:
+            writer.compact()
+            return writer.commit()
+
     def tune(self, queries: Embeddings | None = None) -> tuple[OperatingPoint, ...]:
         """Find new operating points in one commit and give them; see `Writer.tune`.
 
@@ -405,51 +408,7 @@ class Index:
         deep
             Read everything: every checksum and every value. Otherwise sizes, headers and structure.
         """
-        problems: list[Problem] = []
-        for name in sorted(self._manifest.files):
-            try:
-                self._verify_file(name, deep=deep)
-            except WeftError as error:
-                problems.append(Problem(name, str(error)))
-        return tuple(problems)
-
-    def _verify_file(self, name: str, *, deep: bool) -> None:
-        manifest = self._manifest
-        path = require_size(self._directory, manifest, name)
-        segment = next((s for s in manifest.segments if name in s.files), None)
-        if segment is not None and name == segment.documents_file:
-            store = DocumentStore(path)
-            try:
-                if deep:
-                    require_checksum(manifest, path, _checksum_of_file(path))
-                    store.check(segment.n_windows)
-            finally:
-                store.close()
-            return
-        if segment is not None and name != segment.file:
-            read_tombstones(self._directory, manifest, segment)
-            return
-        codec = None
-        if manifest.codec is not None:
-            codec = _native.Codec.open(str(self.path / manifest.codec.file))
-        if segment is None:
-            assert codec is not None
-            checksum = codec.checksum
-        else:
-            native = _native.Segment.open(str(path), codec)
-            checksum = native.checksum
-            if deep:
-                native.verify()
-        require_checksum(manifest, path, checksum)
-
-
-def _checksum_of_file(path: Path) -> int:
-    with os_errors("read", path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return checksum_of(fd)
-        finally:
-            os.close(fd)
+        return verify(self._directory, self._manifest, deep=deep)
 
 
 def _encoder_info(encoder: object) -> EncoderInfo | None:

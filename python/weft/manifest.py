@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from weft.arrays import crc32c
 from weft.checks import FrozenDict
 from weft.errors import (
@@ -30,6 +32,8 @@ from weft.types import EncoderInfo, IndexConfig, OperatingPoint, SearchParams, d
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
     from weft.storage import Directory
 
@@ -92,6 +96,21 @@ class SegmentEntry:
     n_tokens: int
     documents: bool
     tombstones: TombstonesEntry | None = None
+
+    @classmethod
+    def new(
+        cls, lengths: NDArray[np.uint32], starts: NDArray[np.int64], *, documents: bool
+    ) -> SegmentEntry:
+        """Name a segment to come: the tokens of its windows, the first windows of its documents."""
+        per_document = np.add.reduceat(lengths.astype(np.int64), starts)
+        return cls(
+            name=f"seg-{uuid.uuid4().hex}",
+            n_docs=len(starts),
+            n_windows=len(lengths),
+            n_empty=int(np.count_nonzero(per_document == 0)),
+            n_tokens=int(per_document.sum()),
+            documents=documents,
+        )
 
     @property
     def file(self) -> str:
@@ -167,6 +186,24 @@ class Manifest:
     def n_tokens(self) -> int:
         """Token embeddings."""
         return sum(segment.live("n_tokens") for segment in self.segments)
+
+    @property
+    def n_deleted(self) -> int:
+        """Documents that are deleted and still stored."""
+        return sum(segment.n_docs for segment in self.segments) - self.n_docs
+
+    @property
+    def n_deleted_bytes(self) -> int:
+        """What deleted documents take on disk, by their share of tokens and windows."""
+        n_bytes = 0
+        for segment in self.segments:
+            if (deleted := segment.tombstones) is not None:
+                size = sum(self.files[name].size for name in segment.files)
+                share = (deleted.n_tokens + deleted.n_windows) / (
+                    segment.n_tokens + segment.n_windows
+                )
+                n_bytes += round(size * share)
+        return n_bytes
 
     @property
     def stale(self) -> bool:

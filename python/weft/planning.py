@@ -117,6 +117,11 @@ def segment_limits(max_ram: int) -> tuple[int, int]:
     return defaults.segment_tokens, max_ram // 2
 
 
+def segment_bytes(n_tokens: int, n_windows: int) -> int:
+    """Give the memory that building a segment takes."""
+    return n_tokens * SEGMENT_TOKEN_BYTES + n_windows * SEGMENT_DOC_BYTES
+
+
 def segment_cuts(
     doc_starts: NDArray[np.int64], lengths: NDArray[np.uint32], max_ram: int
 ) -> list[tuple[int, int]]:

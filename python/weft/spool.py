@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.documents import SCHEMA, connect_new, sqlite_errors
+from weft.documents import SCHEMA, TABLES, connect_new, copy_documents, sqlite_errors
 from weft.errors import InvalidArgumentError, WeftError
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ class Spool:
         with sqlite_errors(self._path, reading=False):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            for table, column in _KEYS:
-                self._connection.execute(
-                    f"DELETE FROM {table} WHERE {column} >= ?", (mark.n_windows,)
-                )
+            for table, (key, *_) in {**TABLES, "ids": ("doc",)}.items():
+                self._connection.execute(f"DELETE FROM {table} WHERE {key} >= ?", (mark.n_windows,))
         del self._lengths[mark.n_windows :]
         self.n_docs, self.n_tokens, self.n_dropped = mark.n_docs, mark.n_tokens, mark.n_dropped
         self.has_documents = mark.has_documents
@@ -280,13 +278,7 @@ class Spool:
         with sqlite_errors(path, reading=False), contextlib.closing(connect_new(path)) as made:
             made.execute("ATTACH ? AS spool", (str(self._path),))
             made.executescript(f"BEGIN; {SCHEMA}")
-            for table, key in _KEYS[:3]:
-                others = "".join(f", {column}" for column in _COLUMNS[table])
-                made.execute(
-                    f"INSERT INTO {table} SELECT {key} - ?1{others} FROM spool.{table} "
-                    f"WHERE {key} >= ?1 AND {key} < ?2 ORDER BY {key}",
-                    (first, last),
-                )
+            copy_documents(made, "spool", first, last, 0)
             made.execute("COMMIT")
 
     def _select(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
@@ -311,11 +303,3 @@ class Spool:
         self._lock.release()
         with contextlib.suppress(WeftError):
             self._directory.remove(self.name)
-
-
-_KEYS = (("document", "doc"), ("metadata", "doc"), ("spans", "window"), ("ids", "doc"))
-_COLUMNS = {
-    "document": ("n_windows", "text"),
-    "metadata": ("field", "type", "value"),
-    "spans": ("places",),
-}

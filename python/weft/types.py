@@ -451,7 +451,8 @@ class IndexInfo:
 
     `truth` is what the recall of the operating points was measured against: "rows", exact MaxSim
     over the rows as they were added, or "stored", over the best that is kept of them; None where
-    nothing was measured.
+    nothing was measured. `n_deleted` documents are counted nowhere else; they are still stored, in
+    about `n_deleted_bytes` of `n_bytes`, until the index is compacted.
     """
 
     path: str
@@ -462,8 +463,10 @@ class IndexInfo:
     n_windows: int
     n_empty: int
     n_tokens: int
+    n_deleted: int
     n_segments: int
     n_bytes: int
+    n_deleted_bytes: int
     n_coarse: int | None
     n_fine: int | None
     operating_points: tuple[OperatingPoint, ...]

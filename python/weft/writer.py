@@ -18,6 +18,7 @@ from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.batches import check_batch, check_each_id, check_ids
 from weft.builder import Build
 from weft.checks import check_device
+from weft.compaction import worth_merging
 from weft.errors import (
     IndexLockedError,
     InvalidArgumentError,
@@ -87,7 +88,7 @@ class Writer:
         self._on_commit = on_commit or (lambda _manifest: None)
         self._directory = directory
         self._queries: TuningQueries | None = None
-        self._tune_asked = False
+        self._tune_asked = self._compact_asked = False
         self._spool: Spool | None = None
         self._lock = directory.lock()
         try:
@@ -258,8 +259,23 @@ class Writer:
             self._queries = None
         self._tune_asked = True
 
+    def compact(self) -> None:
+        """Merge segments at the next commit, and drop from them what is deleted.
+
+        Segments that have tombstones or are small are written anew, as few as their largest size
+        allows; documents keep ids, codes and scores. What is added in the same commit makes a
+        segment of its own. Readers keep the generation they have; its files go when two newer ones
+        are there, and the space when the last reader has closed.
+
+        Notes
+        -----
+        The segments are read in full; damage in one is a `CorruptIndexError` of the commit.
+        """
+        self._open_spool()
+        self._compact_asked = True
+
     def commit(self) -> int:
-        """Make everything added so far durable and searchable; give the generation.
+        """Make everything added and deleted so far durable and visible; give the generation.
 
         Without anything new it does nothing.
 
@@ -277,7 +293,10 @@ class Writer:
         """
         spool = self._settled_spool()
         tunes = self._tune_asked and self._snapshot.codec is not None
-        if spool.n_docs == 0 and not self._deletions.changed and not tunes:
+        compacts = self._compact_asked and bool(
+            worth_merging(self._snapshot.manifest.segments, self._max_ram)
+        )
+        if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts):
             return self.generation
         mark = spool.mark()
         build = Build(
@@ -292,7 +311,10 @@ class Writer:
         made = None
         try:
             made = build.run(
-                generations(self._directory)[-1] + 1, tune=self._tune_asked, queries=self._queries
+                generations(self._directory)[-1] + 1,
+                compact=self._compact_asked,
+                tune=self._tune_asked,
+                queries=self._queries,
             )
             self._progress("commit", 0, 1)
             publish(self._directory, made)
@@ -309,7 +331,7 @@ class Writer:
         return made.generation
 
     def _adopt(self, manifest: Manifest) -> None:
-        self._queries, self._tune_asked = None, False
+        self._queries, self._tune_asked, self._compact_asked = None, False, False
         self._rewind(EMPTY)
         self._snapshot = Snapshot(self._directory, manifest)
         self._deletions = Deletions(self._snapshot.segments)
@@ -326,7 +348,7 @@ class Writer:
 
     def rollback(self) -> None:
         """Forget everything added and deleted since the last commit."""
-        self._queries, self._tune_asked = None, False
+        self._queries, self._tune_asked, self._compact_asked = None, False, False
         self._open_spool().rewind(EMPTY)
         self._deletions = Deletions(self._snapshot.segments)
 

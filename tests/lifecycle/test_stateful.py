@@ -31,7 +31,7 @@ class IndexMachine(RuleBasedStateMachine):
     def create(self, n_docs):
         self.folder = Path(tempfile.mkdtemp())
         self.index = weft.Index.create(self.folder / "a.index", weft.IndexConfig(dim=DIM))
-        self.writer = None
+        self.writer, self.compacts = None, False
         self.committed, self.pending = {}, {}
         self.snapshots = []  # of some generations, with what they hold
         self.random = np.random.default_rng(3)
@@ -54,9 +54,15 @@ class IndexMachine(RuleBasedStateMachine):
         if "commit" in how:
             ids = self.pending.keys() | self.committed.keys()
             changed = any(self.pending.get(i) is not self.committed.get(i) for i in ids)
-            before = self.index.generation
-            assert self.writer.commit() == before + changed == self.index.generation
+            info = self.index.info
+            changed |= self.compacts and (info.n_segments > 1 or info.n_deleted > 0)
+            assert self.writer.commit() == info.generation + changed == self.index.generation
             self.committed = dict(self.pending)
+            if self.compacts:
+                assert self.index.info.n_deleted == 0
+                assert self.index.info.n_segments <= 2
+        if how != "keep":
+            self.compacts = False
         if how == "roll back":
             self.writer.rollback()
             self.pending = dict(self.committed)
@@ -103,6 +109,12 @@ class IndexMachine(RuleBasedStateMachine):
         there = self.pending.keys() & set(ids)
         assert writer.delete(ids + ids[:2]) == len(there)
         self.pending = {i: found for i, found in self.pending.items() if i not in there}
+        self.end(end)
+
+    @rule(end=ENDS)
+    def compact(self, end):
+        self.open_writer().compact()
+        self.compacts = True
         self.end(end)
 
     @precondition(lambda self: self.pending)

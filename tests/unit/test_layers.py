@@ -23,7 +23,7 @@ PYTHON_LAYERS = [
     {"manifest", "documents", "planning"},
     {"spool"},
     {"batches", "searcher"},
-    {"tombstones", "tuner"},
+    {"compaction", "tombstones", "tuner", "verification"},
     {"builder"},
     {"writer"},
     {"index"},
@@ -37,7 +37,8 @@ PYTHON_LAYERS = [
     {"__main__"},
 ]
 
-NATIVE_USERS = {"__init__", "arrays", "searcher", "tuner", "builder", "index"}
+NATIVE_USERS = {"__init__", "arrays", "searcher", "tuner", "verification"}
+NATIVE_USERS |= {"builder", "index"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})

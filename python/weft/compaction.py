@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which segments are merged into which, when an index is compacted.
+
+What documents are stored as is copied: the rows that codes were made from are gone, and codes made
+from codes would be worse. So a document keeps its codes, bit for bit, and its scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weft.bitmaps import as_mask
+from weft.manifest import SegmentEntry
+from weft.planning import segment_bytes, segment_cuts, segment_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from weft.searcher import OpenSegment
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A new segment and the windows of old ones that it is made of, ranges [first, last)."""
+
+    entry: SegmentEntry
+    parts: tuple[tuple[OpenSegment, NDArray[np.uint32]], ...]
+
+
+def worth_merging(entries: Sequence[SegmentEntry], max_ram: int) -> list[SegmentEntry]:
+    """Give the segments that have tombstones or are at most half as large as one may be.
+
+    A single one without tombstones is left as it is. So compacting twice changes nothing.
+    """
+    most_tokens, most_bytes = segment_limits(max_ram)
+
+    def is_small(entry: SegmentEntry) -> bool:
+        n_bytes = segment_bytes(entry.n_tokens, entry.n_windows)
+        n_units = max(entry.n_tokens, entry.n_windows)
+        return n_units <= most_tokens // 2 and n_bytes <= most_bytes // 2
+
+    chosen = [entry for entry in entries if entry.tombstones is not None or is_small(entry)]
+    return chosen if len(chosen) > 1 or any(entry.tombstones for entry in chosen) else []
+
+
+def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
+    """Cut what is not deleted of some segments into new ones, in order."""
+    windows = [np.flatnonzero(~as_mask(s.deleted, s.entry.n_windows)) for s in segments]
+    lengths = np.concatenate(
+        [s.native.lengths()[kept] for s, kept in zip(segments, windows, strict=True)]
+    )
+    ends = np.cumsum([len(kept) for kept in windows]).tolist()
+    begins = [0, *ends[:-1]]
+    starts = np.concatenate(
+        [begin + _starts(s, kept) for s, kept, begin in zip(segments, windows, begins, strict=True)]
+    )
+    merges = []
+    for first, last in segment_cuts(np.append(starts, ends[-1]), lengths, max_ram):
+        parts = []
+        for segment, kept, begin, end in zip(segments, windows, begins, ends, strict=True):
+            inside = kept[max(first - begin, 0) : max(min(last, end) - begin, 0)]
+            if len(inside) > 0:
+                parts.append((segment, _runs(inside)))
+        entry = SegmentEntry.new(
+            lengths[first:last],
+            starts[(starts >= first) & (starts < last)] - first,
+            documents=any(segment.entry.documents for segment, _ in parts),
+        )
+        merges.append(Merge(entry, tuple(parts)))
+    return merges
+
+
+def _starts(segment: OpenSegment, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the places in `kept` of the first windows of documents."""
+    if segment.documents is None:
+        return np.arange(len(kept))
+    begins = np.ones(segment.entry.n_windows, np.bool_)
+    for doc, n_windows in segment.documents.long_documents():
+        begins[doc + 1 : doc + n_windows] = False
+    return np.flatnonzero(begins[kept])
+
+
+def _runs(windows: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Give ascending windows as ranges [first, last)."""
+    breaks = np.flatnonzero(np.diff(windows) != 1) + 1
+    firsts = windows[np.concatenate([[0], breaks])]
+    lasts = windows[np.concatenate([breaks - 1, [-1]])] + 1
+    return np.ascontiguousarray(np.stack([firsts, lasts], axis=1), np.uint32)
