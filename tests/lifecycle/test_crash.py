@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -35,28 +37,78 @@ def contents(path):
     return index.generation, ids
 
 
-@pytest.fixture(params=["rows", "codec"])
-def start(request, make_index, rng):
-    """A small index, and what a commit adds: some rows, or enough of them to train the codec."""
-    docs = ragged_docs(rng, 5, 8)
-    index = make_index(docs, texts=[f"text of d{i}" for i in range(5)])
-    if request.param == "codec":
+@dataclass(frozen=True)
+class Change:
+    """What a writer does to an index, to be tried on copies of it; and ids before and after."""
+
+    index: Index
+    work: Callable[[Writer], None]
+    old: set[str]
+    new: set[str]
+
+    def run(self, directory):
+        """One writer's life on a folder: work, commit, close."""
+        writer = Writer(directory, load(directory))
+        try:
+            self.work(writer)
+            return writer.commit()
+        finally:
+            writer.close()
+
+    def outcomes(self):
+        """What an index may be after it: the old generation or the next, whole."""
+        generation = self.index.generation
+        return [(generation, self.old), (generation + 1, self.new)]
+
+
+@pytest.fixture(params=["rows", "codec", "delete", "upsert", "compact", "everything"])
+def change(request, make_index, rng):
+    """Additions to a small index, few or enough to train the codec; changes of a larger one."""
+    kind = request.param
+    if kind != "rows":
         request.getfixturevalue("small_codec")
-    n_docs = 4 if request.param == "rows" else 90
-    ids = [f"n{i}" for i in range(n_docs)]
-    return index, ids, ragged_docs(rng, n_docs, 8)
+    docs = ragged_docs(rng, 200, 8)
 
+    def texts(ids):
+        return [f"text of {i}" for i in ids]
 
-def commit_on(directory, ids, docs):
-    """One writer's life on a folder: add twice, commit, close."""
-    writer = Writer(directory, load(directory))
-    try:
+    def given(ids, first):
+        return ids, docs[first : first + len(ids)]
+
+    index = make_index(docs[:5], texts=texts(sorted(OLD)))
+    if kind in ("rows", "codec"):
+        ids = [f"n{i}" for i in range(4 if kind == "rows" else 90)]
         half = len(ids) // 2
-        for part in (slice(0, half), slice(half, None)):
-            writer.add(ids[part], docs[part], texts=[f"text of {i}" for i in ids[part]])
-        return writer.commit()
-    finally:
-        writer.close()
+
+        def add(writer):
+            for first, part in ((5, ids[:half]), (5 + half, ids[half:])):
+                writer.add(*given(part, first), texts=texts(part))
+
+        return Change(index, add, OLD, OLD | set(ids))
+
+    ids = [f"m{i}" for i in range(90)]
+    index.add(*given(ids, 5), texts=texts(ids))
+    index.add(*given(["last", "least"], 95), texts=texts(["last", "least"]))
+    index.delete(["d1", "m0"])
+    old = (OLD | {*ids, "last", "least"}) - {"d1", "m0"}
+    gone, replaced = {"d2", "m1", "m2", "last", "least"}, ["m3", "m4", "d1", "fresh"]
+
+    def work(writer):
+        if kind in ("delete", "everything"):
+            assert writer.delete(sorted(gone)) == len(gone)
+        if kind in ("upsert", "everything"):
+            writer.add(*given(["fresh"], 100), texts=["of no use"])
+            writer.upsert(*given(replaced, 101), texts=texts(replaced))
+        if kind in ("compact", "everything"):
+            writer.compact()
+
+    new = {
+        "delete": old - gone,
+        "upsert": old | set(replaced),
+        "compact": old,
+        "everything": old - gone | set(replaced),
+    }
+    return Change(index, work, old, new[kind])
 
 
 def failure_of(work):
@@ -69,27 +121,27 @@ def failure_of(work):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_the_disk_fails_at_every_step(start, tmp_path, number):
-    index, ids, docs = start
+def test_the_disk_fails_at_every_step(change, tmp_path, number):
+    old, new = change.outcomes()
     n = 0
     while True:
         n += 1
         path = tmp_path / f"copy{n}"
-        shutil.copytree(index.path, path)
+        shutil.copytree(change.index.path, path)
         disk = Disk(n, number)
         before = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "LOCK"}
-        error = failure_of(lambda: commit_on(FaultyDirectory(path, disk), ids, docs))  # noqa: B023
+        error = failure_of(lambda: change.run(FaultyDirectory(path, disk)))  # noqa: B023
         if error is not None:
             assert error.errno == number
             assert os.strerror(number) in str(error)
         generation, found = contents(path)
-        assert (generation, found) in [(2, OLD), (3, OLD | set(ids))]
-        if generation == 2:
+        assert (generation, found) in [old, new]
+        if generation == old[0]:
             after = {file.name: file for file in path.iterdir()}
             assert {name: after[name].read_bytes() for name in before} == before
         # the next writer cleans up, and goes on
-        Index.open(path).add(["last"], docs[:1], texts=["text of last"])
-        assert contents(path) == (generation + 1, found | {"last"})
+        Index.open(path).add(["end"], [np.eye(8)], texts=["text of end"])
+        assert contents(path) == (generation + 1, found | {"end"})
         assert names(path, "build-") == names(path, "tmp-") == []
         shutil.rmtree(path)
         if not disk.failed:
@@ -97,27 +149,29 @@ def test_the_disk_fails_at_every_step(start, tmp_path, number):
     assert n > 15
 
 
-def test_a_failed_commit_can_be_tried_again(start, tmp_path):
-    index, ids, docs = start
+def test_a_failed_commit_can_be_tried_again(change, tmp_path):
+    old, new = change.outcomes()
     disk = Disk()
-    commit_on(FaultyDirectory(shutil.copytree(index.path, tmp_path / "dry"), disk), ids, docs)
-    first = next(
-        i for i, step in enumerate(disk.steps) if step[0] == "create" and "seg-" in step[1]
-    )
-    last = next(i for i, step in enumerate(disk.steps) if step[0] == "publish")
-    for n in range(first + 1, last + 2):
-        path = shutil.copytree(index.path, tmp_path / f"copy{n}")
+    dry = FaultyDirectory(shutil.copytree(change.index.path, tmp_path / "dry"), disk)
+    writer = Writer(dry, load(dry))
+    change.work(writer)
+    first = len(disk.steps) + 1
+    writer.commit()
+    last = next(i for i, step in enumerate(disk.steps, start=1) if step[0] == "publish")
+    writer.close()
+    for n in range(first, last + 1):
+        if disk.steps[n - 1][0] == "remove":
+            continue  # what cannot be removed, stays for later
+        path = shutil.copytree(change.index.path, tmp_path / f"copy{n}")
         directory = FaultyDirectory(path, Disk(n))
         writer = Writer(directory, load(directory))
-        half = len(ids) // 2
-        for part in (slice(0, half), slice(half, None)):
-            writer.add(ids[part], docs[part], texts=[f"text of {i}" for i in ids[part]])
+        change.work(writer)
         with pytest.raises(errors.StorageError):
             writer.commit()
-        assert contents(path) == (2, OLD)
-        assert writer.commit() == 3
+        assert contents(path) == old
+        assert writer.commit() == new[0]
         writer.close()
-        assert contents(path) == (3, OLD | set(ids))
+        assert contents(path) == new
         assert len(names(path, "build-")) == 0
 
 
@@ -145,32 +199,32 @@ def test_a_failed_add_adds_nothing(make_index, rng, tmp_path):
     assert n > 1
 
 
-def test_the_power_goes_after_every_step(start, tmp_path):
-    index, ids, docs = start
-    seen = set()
+def test_the_power_goes_after_every_step(change, tmp_path):
+    old, new = change.outcomes()
+    seen = []
     n = 0
     while True:
         n += 1
         path = tmp_path / f"copy{n}"
-        shutil.copytree(index.path, path)
+        shutil.copytree(change.index.path, path)
         disk = Disk(n)
         directory = PowerCutDirectory(path, disk)
         try:
-            commit_on(directory, ids, docs)
+            change.run(directory)
         except errors.StorageError:
             assert disk.failed
         finished = not disk.failed
         directory.lose()
         generation, found = contents(path)
-        assert (generation, found) in [(2, OLD), (3, OLD | set(ids))]
-        seen.add(generation)
-        Index.open(path).add(["last"], docs[:1], texts=["text of last"])
-        assert contents(path) == (generation + 1, found | {"last"})
+        assert (generation, found) in [old, new]
+        seen.append((generation, found))
+        Index.open(path).add(["end"], [np.eye(8)], texts=["text of end"])
+        assert contents(path) == (generation + 1, found | {"end"})
         shutil.rmtree(path)
         if finished:
-            assert generation == 3
             break
-    assert seen == {2, 3}
+    assert seen[0] == old
+    assert seen[-1] == new
 
 
 def test_a_full_disk_under_the_engine(make_index, small_codec, rng):
