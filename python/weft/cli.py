@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: weft build, plan, search, info, verify, eval, demo."""
+"""The command line: weft build, plan, search, info, delete, compact, verify, eval, demo."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import weft
 from weft import cli_build
 from weft.cli_hits import hits_to_json, show_hits, show_summary
+from weft.cli_info import info_to_json, show_info, show_plan
 from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, count, duration, pairs
 from weft.planning import require_room, size
 from weft.types import IndexConfig, defaults
-
-if TYPE_CHECKING:
-    from weft.planning import Plan
-    from weft.types import IndexInfo
 
 
 def examples(*lines: str) -> str:
@@ -270,6 +267,67 @@ def verify(
 
 
 @app.command(
+    epilog=examples(
+        "weft delete notes.index old/plan.md old/todo.md",
+        "weft delete notes.index --ids gone.txt",
+    )
+)
+def delete(
+    index: IndexPath,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Delete these, one id a line; - reads standard input."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete documents by id. Ids that are not there are counted, and no error."""
+    view = View(as_json=json, quiet=quiet)
+    with view.reporting():
+        given = dict.fromkeys([*(names or []), *cli_build.read_ids(ids)])
+        if not given:
+            raise weft.errors.InvalidArgumentError("no ids: expected some, or --ids FILE")
+        opened = weft.Index.open(index)
+        n_deleted = opened.delete(list(given))
+        n_unknown = len(given) - n_deleted
+        view.result({"deleted": n_deleted, "unknown": n_unknown, "generation": opened.generation})
+        unknown = f", {count(n_unknown)} were not there" if n_unknown else ""
+        view.print(f"deleted {count(n_deleted)} of {count(len(given))} documents{unknown}")
+
+
+@app.command(epilog=examples("weft compact notes.index && weft verify notes.index --deep"))
+def compact(
+    index: IndexPath,
+    max_ram: MaxRam = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Merge segments and drop deleted documents; ids, codes and scores stay as they are."""
+    view = View(as_json=json, quiet=quiet, progress=not no_progress)
+    with view.reporting():
+        opened = weft.Index.open(index)
+        before = opened.info
+        with (
+            view.progress() as progress,
+            opened.writer(max_ram=max_ram, progress=progress) as writer,
+        ):
+            writer.compact()
+        info = opened.info
+        freed = before.n_bytes - info.n_bytes
+        view.result({**info_to_json(info), "n_segments_before": before.n_segments, "freed": freed})
+        view.print(show_info(info))
+        if info.generation == before.generation:
+            view.note("there was nothing to compact")
+        else:
+            merged = f"{count(before.n_segments)} segments are now {count(info.n_segments)}"
+            view.note(f"{merged}, {size(max(freed, 0))} less in use")
+
+
+@app.command(
     "eval",
     epilog=examples(
         "weft eval notes.index --queries queries.jsonl --qrels qrels/test.tsv",
@@ -345,66 +403,6 @@ def demo(
         cli_demo.run(
             view, question, k=k, explain=explain, folder=path, limit=passages, threads=threads
         )
-
-
-def show_plan(foretold: Plan, job: cli_build.Job) -> Any:  # noqa: ANN401
-    """Lay out a plan."""
-    about = "about " if job.extent.estimated else ""
-    beside = "" if job.is_embeddings else ", without the encoder"
-    memory = f"{about}{size(foretold.memory_bytes)} of at most {size(foretold.max_ram)}{beside}"
-    rows = [
-        ("documents", f"{about}{count(foretold.n_docs)}"),
-        ("tokens", f"{about}{count(foretold.n_tokens)}"),
-        ("index", f"{about}{size(foretold.disk_bytes)} on disk, without texts"),
-        ("while building", f"{about}{size(foretold.spool_bytes)} more on disk"),
-        ("peak memory", memory),
-    ]
-    if foretold.n_fine:
-        rows.append(
-            ("centroids", f"{count(foretold.n_coarse)} coarse, {count(foretold.n_fine)} fine")
-        )
-    else:
-        rows.append(("centroids", "none: few enough tokens to score every document"))
-    return pairs(rows, title="plan")
-
-
-def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
-    """Lay out what an index holds."""
-    config, per_token = info.config, info.n_bytes / max(info.n_tokens, 1)
-    rows = [
-        ("index", f"{info.path}, generation {info.generation}"),
-        ("documents", f"{count(info.n_docs)} in {count(info.n_windows)} windows"),
-        ("tokens", f"{count(info.n_tokens)} of {config.dim} dimensions"),
-        ("disk", f"{size(info.n_bytes)}, {per_token:.1f} bytes a token, texts included"),
-    ]
-    if info.n_empty:
-        rows.insert(2, ("empty", f"{count(info.n_empty)} documents without tokens are never found"))
-    if info.n_fine:
-        codes = f"{config.nbits} bits, rerank {config.rerank or 'none'}"
-        tree = f"{count(info.n_coarse or 0)} coarse and {count(info.n_fine)} fine centroids"
-        rows.append(("codes", f"{codes}, {tree}"))
-    else:
-        rows.append(("codes", "none yet: the rows are stored, every document is scored"))
-    if info.encoder is not None:
-        rows.append(("encoder", f"{info.encoder.name} ({info.encoder.recipe})"))
-    for point in info.operating_points:
-        if point.target == defaults.recall:
-            measured = "not measured" if point.measured is None else f"{point.measured:.3f}"
-            against = cli_build.TRUTHS[info.truth] if info.truth else "nothing"
-            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
-    return pairs(rows)
-
-
-def info_to_json(info: IndexInfo) -> dict[str, Any]:
-    """Give what an index holds as JSON values."""
-    document = as_json(info)
-    if info.encoder is not None:
-        settings = (
-            info.encoder.settings
-        )  # without the projection: a matrix says nothing to a reader
-        kept = {name: value for name, value in settings.items() if name != "projection"}
-        document["encoder"] = {**document["encoder"], "settings": kept}
-    return document
 
 
 def installed_extras() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -244,6 +245,19 @@ class Job:
                 done += len(ids)
                 if progress is not None:
                     progress("read", done, self.extent.n_docs)
+
+
+def read_ids(path: Path | None) -> list[str]:
+    """Give the lines of a file, or of standard input for "-", that are not empty."""
+    if path is None:
+        return []
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return [line for line in data.decode().splitlines() if line]
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{path}: byte {error.start} is not UTF-8") from error
 
 
 def measure_quality(

@@ -32,7 +32,7 @@ PYTHON_LAYERS = [
     {"evaluation", "demo"},
     {"cli_view", "cli_hits"},
     {"cli_build"},
-    {"cli_demo"},
+    {"cli_demo", "cli_info"},
     {"cli"},
     {"__main__"},
 ]

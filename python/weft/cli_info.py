@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a plan and an index look on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from weft.cli_build import TRUTHS
+from weft.cli_view import as_json, count, pairs
+from weft.planning import size
+from weft.types import defaults
+
+if TYPE_CHECKING:
+    from weft.cli_build import Job
+    from weft.planning import Plan
+    from weft.types import IndexInfo
+
+
+def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401
+    """Lay out a plan."""
+    about = "about " if job.extent.estimated else ""
+    beside = "" if job.is_embeddings else ", without the encoder"
+    memory = f"{about}{size(foretold.memory_bytes)} of at most {size(foretold.max_ram)}{beside}"
+    rows = [
+        ("documents", f"{about}{count(foretold.n_docs)}"),
+        ("tokens", f"{about}{count(foretold.n_tokens)}"),
+        ("index", f"{about}{size(foretold.disk_bytes)} on disk, without texts"),
+        ("while building", f"{about}{size(foretold.spool_bytes)} more on disk"),
+        ("peak memory", memory),
+    ]
+    if foretold.n_fine:
+        rows.append(
+            ("centroids", f"{count(foretold.n_coarse)} coarse, {count(foretold.n_fine)} fine")
+        )
+    else:
+        rows.append(("centroids", "none: few enough tokens to score every document"))
+    return pairs(rows, title="plan")
+
+
+def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
+    """Lay out what an index holds."""
+    config, per_token = info.config, info.n_bytes / max(info.n_tokens, 1)
+    segments = count(info.n_segments)
+    if info.n_deleted:
+        freed = f"compact would free about {size(info.n_deleted_bytes)}"
+        segments += f", {count(info.n_deleted)} deleted documents still stored: {freed}"
+    elif info.n_segments > 1:
+        segments += ", compact would merge them"
+    rows = [
+        ("index", f"{info.path}, generation {info.generation}"),
+        ("documents", f"{count(info.n_docs)} in {count(info.n_windows)} windows"),
+        ("tokens", f"{count(info.n_tokens)} of {config.dim} dimensions"),
+        ("disk", f"{size(info.n_bytes)}, {per_token:.1f} bytes a token, texts included"),
+        ("segments", segments),
+    ]
+    if info.n_empty:
+        rows.insert(2, ("empty", f"{count(info.n_empty)} documents without tokens are never found"))
+    if info.n_fine:
+        codes = f"{config.nbits} bits, rerank {config.rerank or 'none'}"
+        tree = f"{count(info.n_coarse or 0)} coarse and {count(info.n_fine)} fine centroids"
+        rows.append(("codes", f"{codes}, {tree}"))
+    else:
+        rows.append(("codes", "none yet: the rows are stored, every document is scored"))
+    if info.encoder is not None:
+        rows.append(("encoder", f"{info.encoder.name} ({info.encoder.recipe})"))
+    for point in info.operating_points:
+        if point.target == defaults.recall:
+            measured = "not measured" if point.measured is None else f"{point.measured:.3f}"
+            against = TRUTHS[info.truth] if info.truth else "nothing"
+            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
+    return pairs(rows)
+
+
+def info_to_json(info: IndexInfo) -> dict[str, Any]:
+    """Give what an index holds as JSON values."""
+    document = as_json(info)
+    if info.encoder is not None:
+        settings = info.encoder.settings
+        # Without the projection: a matrix says nothing to a reader.
+        kept = {name: value for name, value in settings.items() if name != "projection"}
+        document["encoder"] = {**document["encoder"], "settings": kept}
+    return document

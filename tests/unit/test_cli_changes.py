@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`weft delete`, `weft compact`, and what `weft info` says of them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import weft
+from weft.cli import app
+
+
+def run(*words, **more):
+    """Run a command in this process: (exit status, standard output, standard error)."""
+    done = CliRunner().invoke(app, [str(word) for word in words], **more)
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def small_index(tmp_path):
+    rng = np.random.default_rng(5)
+    index = weft.Index.create(tmp_path / "small.index", weft.IndexConfig(dim=16))
+    for batch in ("abcde", "fgh"):
+        index.add(list(batch), [rng.normal(size=(3, 16)) for _ in batch])
+    return index
+
+
+def test_delete(small_index, tmp_path):
+    path = small_index.path
+    status, out, _ = run("delete", path, "a", "nobody", "a")
+    assert (status, out) == (0, "deleted 1 of 2 documents, 1 were not there\n")
+    gone = tmp_path / "gone.txt"
+    gone.write_text("b\r\n\nf\na\n")
+    status, out, _ = run("delete", path, "c", "--ids", gone, "--json")
+    found = json.loads(out)
+    assert (found["deleted"], found["unknown"], found["generation"]) == (3, 1, 5)
+    assert len(weft.Index.open(path)) == 4
+    command = [sys.executable, "-m", "weft", "delete", path, "--ids", "-"]
+    done = subprocess.run(command, input="d\n", capture_output=True, text=True, check=True)
+    assert done.stdout == "deleted 1 of 1 documents\n"
+
+
+def test_delete_refuses(small_index, tmp_path):
+    path = small_index.path
+    (tmp_path / "bad.txt").write_bytes(b"a\n\xff\n")
+    for words, status, message in (
+        ((path,), 3, "no ids"),
+        ((path, "a", "b\x1f0"), 3, "U+001F"),
+        ((path, "--ids", tmp_path / "none.txt"), 4, "none.txt: no such file"),
+        ((path, "--ids", tmp_path / "bad.txt"), 3, "bad.txt: byte 2 is not UTF-8"),
+        ((tmp_path / "none.index", "a"), 4, "no index there"),
+    ):
+        found, out, err = run("delete", *words)
+        assert (found, out) == (status, "")
+        assert message in err
+    with small_index.writer():
+        status, _, err = run("delete", path, "a")
+        assert status == 5
+        assert f"process {os.getpid()}" in err
+    assert len(weft.Index.open(path)) == 8
+
+
+def test_compact_and_what_info_says_before_it(small_index):
+    path = small_index.path
+    assert "2, compact would merge them" in run("info", path)[1]
+    run("delete", path, "a", "g")
+    out = run("info", path)[1]
+    assert re.search(r"segments +2, 2 deleted documents .*: compact would free about \d", out)
+    held = json.loads(run("info", path, "--json")[1])
+    assert (held["n_docs"], held["n_segments"], held["n_deleted"]) == (6, 2, 2)
+    assert held["n_deleted_bytes"] > 0
+    status, out, _ = run("compact", path, "--json", "--no-progress")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["n_docs"], found["n_segments_before"], found["n_segments"]) == (6, 2, 1)
+    assert (found["n_deleted"], found["n_deleted_bytes"]) == (0, 0)
+    assert found["freed"] == held["n_bytes"] - found["n_bytes"]
+    assert "there was nothing to compact" in run("compact", path)[2]
+    assert "sound" not in run("verify", path, "--deep")[1]
+    assert run("verify", path, "--deep")[0] == 0
