@@ -142,6 +142,24 @@ def test_segment_without_codes(rows, tmp_path):
     assert not segment.has_codes
 
 
+def test_tombstones(tmp_path):
+    index = weft.Index.create(tmp_path / "a.index", weft.IndexConfig(dim=4))
+    index.add([f"d{i}" for i in range(130)], [np.eye(4)] * 130)
+    index.delete(["d0", "d5", "d64", "d129"])
+    (path,) = index.path.glob("seg-*.del-*.weft")
+    arrays, checksum = read(path)
+    numbers = meta(arrays, "Tombstones meta")
+    check_arrays(arrays, "Tombstones", set(), numbers)
+    assert numbers == {"version": 1, "n_docs": 130}
+    assert arrays["deleted"].tolist() == [1 + 2**5, 1, 2]
+    body = json.loads(max(index.path.glob("manifest-*.json")).read_bytes())["body"]
+    assert body["files"][path.name]["checksum"] == f"{checksum:08x}"
+    (segment,) = body["fields"]["multi"]["segments"]
+    counts = {"n_docs": 4, "n_windows": 4, "n_empty": 0, "n_tokens": 16}
+    assert segment["tombstones"] == {"file": path.name, **counts}
+    assert sorted(segment) == ["documents", *sorted(counts), "name", "tombstones"]
+
+
 @pytest.fixture
 def index(tmp_path):
     made = weft.Index.create(tmp_path / "notes.index", weft.IndexConfig(dim=4))
