@@ -14,9 +14,10 @@ from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
 from weft.index import Index
 from weft.sources import Source
 from weft.types import IndexConfig, defaults
+from weft.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from weft.encoders import Encoder
     from weft.searcher import Searcher
@@ -227,13 +228,42 @@ class Retriever:
             If a document has no text, or an id that cannot be or is there already. Nothing of this
             call is added then.
         """
+        return self._write(Writer.add, documents, queries, max_ram, progress)
+
+    def upsert(
+        self,
+        documents: Iterable[Document],
+        *,
+        queries: Sequence[str] | None = None,
+        max_ram: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Encode documents and put them in place of those with their ids, if there are any.
+
+        Parameters, result and errors are those of `add`. Of documents with the same id the last
+        counts.
+        """
+        return self._write(Writer.upsert, documents, queries, max_ram, progress)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents by id in one commit; count those that were there."""
+        return self.index.delete(ids)
+
+    def _write(
+        self,
+        write: Callable[..., None],
+        documents: Iterable[Document],
+        queries: Sequence[str] | None,
+        max_ram: int | str | None,
+        progress: Progress | None,
+    ) -> int:
         batches = self._encoded(_batches(documents), _Encoding(documents, progress))
         first = next(batches, None)
         if first is None:
             return 0
         if self._index is None:
             self._create_index()
-        n_added = 0
+        n_written = 0
         with self.index.writer(threads=self._threads, max_ram=max_ram, progress=progress) as writer:
             if queries is not None:
                 writer.tune([query.values for query in self.encode_queries(queries)])
@@ -241,7 +271,8 @@ class Retriever:
             while batch is not None:
                 texts, windows = batch
                 flat = [one for pieces in windows for one in pieces]
-                writer.add(
+                write(
+                    writer,
                     [document.id for document in texts],
                     [one.values for one in flat],
                     texts=[document.text for document in texts],
@@ -249,11 +280,10 @@ class Retriever:
                     spans=[one.spans for one in flat],
                     parents=[at for at, pieces in enumerate(windows) for _ in pieces],
                 )
-                n_added += len(texts)
+                n_written += len(texts)
                 batch = next(batches, None)
         self.index.refresh()
-        self._searcher = None
-        return n_added
+        return n_written
 
     def search(
         self,
@@ -400,9 +430,13 @@ class _Encoding:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Cut documents into batches; none has an id twice."""
     batch: list[Document] = []
     n_characters = 0
     for document in documents:
+        if any(document.id == other.id for other in batch):
+            yield batch
+            batch, n_characters = [], 0
         batch.append(document)
         n_characters += len(document.text or "")
         if len(batch) == BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS:

@@ -259,3 +259,48 @@ def test_readers_keep_their_generation(make_index, docs, small_codec):
     assert len(names(index.path, "seg-")) == 3  # one with texts, and what was added last
     other = weft.Index.open(index.path, generation=index.generation - 1)
     assert len(other.search(unit_rows(np.random.default_rng(1), 2, 8), k=1_000)) == 90
+
+
+def test_filters_are_joined_with_tombstones(make_index, docs, small_codec):
+    """The engine's own bitmaps: deleted ones per snapshot, allowed ones per query, None for all."""
+    index = make_index(docs[:100])
+    index.add([f"e{i}" for i in range(50)], docs[100:])
+    index.delete([f"d{i}" for i in range(64, 80)])
+    searcher = index.searcher()
+    allow = [np.array([2**40 - 1, 2**20 - 1], np.uint64), np.array([0b1011], np.uint64)]
+    every = {f"d{i}" for i in range(100)} - {f"d{i}" for i in range(64, 80)}
+    first = {f"d{i}" for i in [*range(40), *range(80, 84)]}
+    for given, expected in (
+        (allow, first | {"e0", "e1", "e3"}),
+        ([allow[0], None], first | {f"e{i}" for i in range(50)}),
+        ([None, allow[1]], every | {"e0", "e1", "e3"}),
+    ):
+        for exhaustive in (True, False):
+            params = _native.SearchParams(
+                nprobe=64, budget=100_000, ncandidates=500, nskim=0, nrefine=500, nrerank=0,
+                exhaustive=exhaustive, pruned=not exhaustive,
+            )  # fmt: skip
+            found = searcher._native.search(docs[0], 200, params, given)
+            assert found.n_matching == len(expected)
+            assert set(found.ids) == expected
+
+
+def test_damaged_tombstones_are_named(make_index, docs):
+    index = make_index(docs[:130])
+    index.delete(["d3", "d70"])
+    (path,) = index.path.glob("seg-*.del-*.weft")
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        assert [problem.file for problem in index.verify()] == [path.name], at
+    with pytest.raises(errors.CorruptIndexError, match=path.name):
+        weft.Index.open(index.path).search(docs[0])
+    other = make_index(docs[:130])
+    other.delete(["d3", "d71"])
+    (foreign,) = other.path.glob("seg-*.del-*.weft")
+    path.write_bytes(foreign.read_bytes())
+    with pytest.raises(errors.CorruptIndexError, match=rf"{path.name}: checksum"):
+        weft.Index.open(index.path).search(docs[0])
+    path.unlink()
+    with pytest.raises(errors.CorruptIndexError, match="is missing"):
+        weft.Index.open(index.path).delete(["d4"])

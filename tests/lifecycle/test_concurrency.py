@@ -72,3 +72,85 @@ def test_one_index_object_in_many_threads(make_index, rng):
     for reader in readers:
         reader.join()
     assert failures == []
+
+
+CHECKER = """
+import sys
+import numpy as np
+import weft
+
+# Every generation holds 20 documents, all with the text of the commit that made it.
+index, last = weft.Index.open(sys.argv[1]), 0
+while last < int(sys.argv[2]):
+    index.refresh()
+    searcher = index.searcher()
+    hits = searcher.search(np.eye(8), k=1_000)
+    documents = searcher.documents(hits.ids)
+    assert len(hits) == len(searcher) == hits.n_matching == 20, (len(hits), hits.generation)
+    texts = {document.text for document in documents}
+    assert len(texts) == 1, (texts, hits.generation)
+    found = int(texts.pop())
+    assert found >= last, (found, last)
+    last = found
+"""
+
+
+def test_readers_see_whole_replacements(make_index, small_codec, rng):
+    """Each commit replaces all documents, half by upsert, half by delete and add; some compact."""
+    index = make_index()
+    ids = [f"d{i}" for i in range(20)]
+    index.add(ids, ragged_docs(rng, 20, 8, shortest=4), texts=["0"] * 20)
+    index.add([f"x{i}" for i in range(50)], ragged_docs(rng, 50, 8, shortest=8))
+    index.delete([f"x{i}" for i in range(50)])
+    n_commits = 20
+    readers = [
+        subprocess.Popen([sys.executable, "-c", CHECKER, index.path, str(n_commits)])
+        for _ in range(2)
+    ]
+    try:
+        with index.writer() as writer:
+            for number in range(1, n_commits + 1):
+                docs = ragged_docs(rng, 20, 8, shortest=4)
+                texts = [str(number)] * 20
+                assert writer.delete(ids[10:]) == 10
+                writer.add(ids[10:], docs[10:], texts=texts[10:])
+                writer.upsert(ids[:10], docs[:10], texts=texts[:10])
+                if number % 3 == 0:
+                    writer.compact()
+                writer.commit()
+        assert [reader.wait(timeout=120) for reader in readers] == [0, 0]
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+
+
+def test_a_searcher_in_many_threads_while_its_files_go(make_index, small_codec, rng):
+    """One snapshot, searched by threads, while a writer deletes and compacts under it."""
+    docs = ragged_docs(rng, 120, 8, shortest=4)
+    index = make_index(docs, texts=[str(i) for i in range(120)])
+    searcher = index.searcher()
+    expected = searcher.search(docs[0], k=200).hits
+    failures = []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            if searcher.search(docs[0], k=200).hits != expected:
+                failures.append("hits")
+            if searcher.documents(["d7"])[0].text != "7":
+                failures.append("text")
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for first in range(0, 100, 10):
+            index.delete([f"d{i}" for i in range(first, first + 10)])
+            index.compact()
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []
+    assert len(index) == 20

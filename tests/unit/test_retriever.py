@@ -261,3 +261,22 @@ def test_a_failing_source_leaves_the_index_as_it_was(made):
         made.add(failing())
     assert len(made) == 60
     assert made.add([Document("fresh", "ban")]) == 1
+
+
+def test_upsert_and_delete(tmp_path):
+    made = weft.Retriever.create(tmp_path / "r.index", HashEncoder())
+    old, new = "bat bet bit bot", "fan fen fin fat fet fit fot fas"  # new: two windows
+    assert made.add([Document("a", old, {"n": 1}), Document("b", old)]) == 2
+    assert made.search("bat bit", k=3).ids == ("a", "b")
+    assert made.upsert([Document("a", "of no use"), Document("c", old), Document("a", new)]) == 3
+    assert len(made) == 3
+    assert made.search("bat bit", k=2).ids == ("b", "c")
+    (hit,) = made.search("fot fas", k=1)
+    assert (hit.id, hit.text, hit.metadata, hit.passage) == ("a", new, {}, 1)
+    with pytest.raises(InvalidArgumentError, match="'d': added before"):
+        made.add([Document("d", old), Document("c2", old), Document("d", new), Document("c", old)])
+    with pytest.raises(InvalidArgumentError, match="'c': in the index already"):
+        made.add([Document("d", old), Document("c", old)])
+    assert made.delete(["a", "b", "nobody"]) == 2
+    assert made.search("fet bat", k=5).ids == ("c",)
+    assert made.upsert([]) == 0
