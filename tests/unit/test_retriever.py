@@ -274,7 +274,7 @@ def test_upsert_and_delete(tmp_path):
     (hit,) = made.search("fot fas", k=1)
     assert (hit.id, hit.text, hit.metadata, hit.passage) == ("a", new, {}, 1)
     with pytest.raises(InvalidArgumentError, match="'d': added before"):
-        made.add([Document("d", old), Document("c2", old), Document("d", new), Document("c", old)])
+        made.add([Document("d", old), Document("e", old), Document("d", new)])
     with pytest.raises(InvalidArgumentError, match="'c': in the index already"):
         made.add([Document("d", old), Document("c", old)])
     assert made.delete(["a", "b", "nobody"]) == 2
