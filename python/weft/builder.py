@@ -142,8 +142,9 @@ class Build:
         kept = tuple(segment for segment in segments if segment.entry not in worth)
         if not chosen:
             return kept
-        for segment in chosen:
+        for number, segment in enumerate(chosen, start=1):
             verify_segment(self._base, segment)
+            self._progress("verify", number, len(chosen))
         made = []
         for merge in plan_merges(chosen, self._max_ram):
             self._write_merged(merge)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adding to an index: check, spool, and commit one new generation.
+"""Changing an index: check, spool, note what is deleted, and commit one new generation.
 
 A commit writes new files under names of their own, syncs them and the folder, and publishes a
 manifest; that is the one step that counts. Whatever fails before it leaves the previous generation
@@ -182,7 +182,7 @@ class Writer:
         lengths: object = None,
         parents: Sequence[int] | None = None,
     ) -> None:
-        """Add documents in place of those that have their ids, if there are any.
+        """Add documents, or replace those that have their ids; searchable after `commit`.
 
         A document is replaced as a whole, all its windows, its text and metadata. The parameters
         and errors are those of `add`; where one is raised, nothing is replaced.
@@ -288,8 +288,8 @@ class Writer:
 
         Notes
         -----
-        Whatever is raised, the index is as it was, what was added is kept, and `commit` may be
-        called again.
+        Whatever is raised, the index is as it was, what was added and deleted is kept, and `commit`
+        may be called again.
         """
         spool = self._settled_spool()
         tunes = self._tune_asked and self._snapshot.codec is not None
@@ -297,6 +297,7 @@ class Writer:
             worth_merging(self._snapshot.manifest.segments, self._max_ram)
         )
         if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts):
+            self._compact_asked = False
             return self.generation
         mark = spool.mark()
         build = Build(

@@ -96,3 +96,23 @@ def test_a_golden_index_can_be_added_to(tmp_path):
     index.add(["new"], [rows])
     assert index.search(rows, k=1).ids == ("new",)
     assert index.verify(deep=True) == ()
+
+
+@EACH
+def test_it_can_be_changed(version, kind, tmp_path):
+    """Deletions and compaction take an old index as it is: what stays answers as before."""
+    index = weft.Index.open(shutil.copytree(DATA / version / kind, tmp_path / kind))
+    ids = corpus(index.config.dim).ids
+    queries = corpus(index.config.dim).queries
+    gone = {ids[7], ids[13], ids[50]}
+    before = [index.exact_search(query, k=100) for query in queries]
+    assert index.delete(sorted(gone)) == 3
+    for step in (lambda: None, index.compact):
+        step()
+        assert index.verify(deep=True) == ()
+        assert (len(index), index.info.n_empty) == (57, 0)
+        for query, old in zip(queries, before, strict=True):
+            kept = [(hit.id, hit.score) for hit in old if hit.id not in gone]
+            hits = index.exact_search(query, k=100)
+            assert [(hit.id, hit.score) for hit in hits] == kept
+    assert index.info.n_segments == 1
