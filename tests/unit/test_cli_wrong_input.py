@@ -82,7 +82,7 @@ WRONG = {
     "an empty folder": (["build", "x", "empty"], 4, r"empty: no \.txt, \.md, \.rst files below"),
     "a bad line": (["build", "x", "middle.jsonl"], 3, r"middle\.jsonl:2: not JSON"),
     "no object": (["build", "x", "array.jsonl"], 3, "array.jsonl:1: list, expected an object"),
-    "an id twice": (["build", "x", "twice.jsonl"], 3, "id 'a': twice"),
+    "an id twice": (["build", "x", "twice.jsonl"], 3, "id 'a': added before"),
     "no id": (["build", "x", "anonymous.jsonl"], 3, "anonymous.jsonl:1: no _id or id"),
     "a number as text": (["build", "x", "number.jsonl"], 3, "number.jsonl:1: text: int, expected"),
     "Latin-1": (["build", "x", "latin.jsonl"], 3, "latin.jsonl:1: not UTF-8"),
