@@ -292,6 +292,42 @@ writer.commit()
     assert names(index.path, "build-") == []
 
 
+@pytest.mark.parametrize("stage", ["verify", "merge", "commit", "published"])
+def test_killed_in_a_change(make_index, rng, stage):
+    index = make_index(ragged_docs(rng, 5, 8), texts=[f"text of d{i}" for i in range(5)])
+    index.add(["x", "y"], ragged_docs(rng, 2, 8), texts=["text of x", "text of y"])
+    code = """
+import os, sys
+import numpy as np
+import weft
+import weft.writer
+path, stage = sys.argv[1:]
+
+def die(*_):
+    os.kill(os.getpid(), 9)
+
+if stage == "published":
+    real = weft.writer.publish
+    weft.writer.publish = lambda *given: (real(*given), die())
+with weft.Index.open(path).writer(
+    progress=lambda name, done, total: die() if name == stage else None
+) as writer:
+    writer.delete(["d1", "x"])
+    writer.upsert(["d2", "z"], [np.eye(8)] * 2, texts=["text of d2", "text of z"])
+    writer.compact()
+"""
+    done = subprocess.run([sys.executable, "-c", code, index.path, stage], check=False)
+    assert done.returncode == -signal.SIGKILL
+    old, new = OLD | {"x", "y"}, OLD - {"d1"} | {"y", "z"}
+    expected = (4, new) if stage == "published" else (3, old)
+    assert contents(index.path) == expected
+    index = weft.Index.open(index.path)
+    index.delete(["y"])
+    index.compact()
+    assert contents(index.path) == (index.generation, expected[1] - {"y"})
+    assert names(index.path, "build-") == []
+
+
 def test_a_lost_file_is_named(make_index, rng):
     index = make_index(ragged_docs(rng, 5, 8), texts=["t"] * 5)
     for pattern in ("seg-*.multi.weft", "seg-*.docs.sqlite"):
