@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -448,7 +449,7 @@ class Searcher:
         return Hits(
             hits=tuple(hits[:k]),
             n_matching=self._n_matching,
-            operating_point=replace(point, path=path),
+            operating_point=point if path == point.path else replace(point, path=path),
             timings_ms=timings,
             device=self.device,
             generation=self.generation,
@@ -475,6 +476,7 @@ def best_windows(found: _native.Found, *, grouped: bool) -> list[Hit]:
     return sorted(best.values(), key=lambda hit: (-hit.score, hit.id.encode()))
 
 
+@lru_cache(maxsize=256)  # the same few serve query after query
 def native_params(params: SearchParams, n: int) -> _native.SearchParams:
     """Give the parameters as the engine takes them, wide enough for n documents."""
     wide = params.widened(n)
