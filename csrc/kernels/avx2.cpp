@@ -258,21 +258,7 @@ struct NibbleDots {
 }  // namespace
 
 extern const Kernels avx2_table;
-const Kernels avx2_table = {"avx2",
-                            tile_dots<NibbleDots<2>>,
-                            nearest<NibbleDots<2>>,
-                            row_dots,
-                            quantize_dots,
-                            table_maxsim,
-                            table_leaders,
-                            accumulate,
-                            histogram,
-                            collect,
-                            score_codes<NibbleDots<2>, NibbleDots<1>>,
-                            maxsim_rows,
-                            quantize_row,
-                            to_int8,
-                            half_to_float,
-                            float_to_half};
+constinit const Kernels avx2_table =
+    table_named<NibbleDots<2>, NibbleDots<2>, NibbleDots<1>>("avx2");
 
 }  // namespace weft::kernels

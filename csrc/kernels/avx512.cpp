@@ -194,21 +194,6 @@ struct HalfDots {
 }  // namespace
 
 extern const Kernels avx512_table;
-const Kernels avx512_table = {"avx512",
-                              tile_dots<HalfDots>,
-                              nearest<WordDots>,
-                              row_dots,
-                              quantize_dots,
-                              table_maxsim,
-                              table_leaders,
-                              accumulate,
-                              histogram,
-                              collect,
-                              score_codes<HalfDots, HalfDots>,
-                              maxsim_rows,
-                              quantize_row,
-                              to_int8,
-                              half_to_float,
-                              float_to_half};
+constinit const Kernels avx512_table = table_named<HalfDots, WordDots, HalfDots>("avx512");
 
 }  // namespace weft::kernels

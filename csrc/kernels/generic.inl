@@ -312,3 +312,26 @@ void float_to_half(const float* in, size_t n, uint16_t* out) {
     for (size_t j = i; j < n; ++j) out[j] = halves[j - i];
   }
 }
+
+// ---- The table ----------------------------------------------------------------------------------
+
+/// Every entry of kernels.h; `Nearest` serves a build's full tiles, `Narrow` codes of at most 4 bits.
+template <class Dots, class Nearest, class Narrow>
+constexpr Kernels table_named(const char* name) {
+  return {.name = name,
+          .tile_dots = tile_dots<Dots>,
+          .nearest = nearest<Nearest>,
+          .row_dots = row_dots,
+          .quantize_dots = quantize_dots,
+          .table_maxsim = table_maxsim,
+          .table_leaders = table_leaders,
+          .accumulate = accumulate,
+          .histogram = histogram,
+          .collect = collect,
+          .score_codes = score_codes<Dots, Narrow>,
+          .maxsim_rows = maxsim_rows,
+          .quantize_row = quantize_row,
+          .to_int8 = to_int8,
+          .half_to_float = half_to_float,
+          .float_to_half = float_to_half};
+}

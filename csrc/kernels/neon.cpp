@@ -208,21 +208,6 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 }  // namespace
 
 extern const Kernels neon_table;
-const Kernels neon_table = {"neon",
-                            tile_dots<WordDots>,
-                            nearest<WordDots>,
-                            row_dots,
-                            quantize_dots,
-                            table_maxsim,
-                            table_leaders,
-                            accumulate,
-                            histogram,
-                            collect,
-                            score_codes<WordDots, WordDots>,
-                            maxsim_rows,
-                            quantize_row,
-                            to_int8,
-                            half_to_float,
-                            float_to_half};
+constinit const Kernels neon_table = table_named<WordDots, WordDots, WordDots>("neon");
 
 }  // namespace weft::kernels

@@ -239,21 +239,6 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 }  // namespace
 
 extern const Kernels scalar_table;
-const Kernels scalar_table = {"scalar",
-                              tile_dots<WordDots>,
-                              nearest<WordDots>,
-                              row_dots,
-                              quantize_dots,
-                              table_maxsim,
-                              table_leaders,
-                              accumulate,
-                              histogram,
-                              collect,
-                              score_codes<WordDots, WordDots>,
-                              maxsim_rows,
-                              quantize_row,
-                              to_int8,
-                              half_to_float,
-                              float_to_half};
+constinit const Kernels scalar_table = table_named<WordDots, WordDots, WordDots>("scalar");
 
 }  // namespace weft::kernels
