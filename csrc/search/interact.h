@@ -23,8 +23,8 @@ void interact(std::span<const std::shared_ptr<const Segment>> segments, const Co
               AlignedBuffer<uint8_t>& best);
 
 /// Finds the leaders of documents: the tokens whose table entry is the document's largest for some query
-/// token. A seventh to a quarter of the tokens lead, and their codes alone rank documents almost as all
-/// codes do (docs/adr/0018).
+/// token. A seventh to a quarter of the tokens lead, and their codes alone tell well which documents are
+/// worth scoring by all of them (docs/adr/0018).
 class LeaderFinder {
  public:
   LeaderFinder(const Probe& probe, const Codec& codec, size_t n_query_tokens)

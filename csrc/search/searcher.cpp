@@ -229,8 +229,10 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
       *trace = {prepared.merged, scratch.probe.lists, scratch.probe.list_ends, candidates, {}, {}};
     }
     if (!found.exhaustive) {
-      interact(segments_, *codec_, scratch.probe, candidates,
-               std::max(params.nskim, params.nrefine), scratch.rank.table_best);
+      if (candidates.size() > params.nrefine) {
+        interact(segments_, *codec_, scratch.probe, candidates,
+                 std::max(params.nskim, params.nrefine), scratch.rank.table_best);
+      }
       clock.finished(Stage::interact);
       if (trace != nullptr) {
         trace->interacted = candidates;
