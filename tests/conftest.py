@@ -77,5 +77,17 @@ def small_codec(monkeypatch):
 
 
 @pytest.fixture
+def unmerged():
+    """Let commits merge nothing unasked, so that tombstones and segments stay as they come."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        "weft.compaction.defaults",
+        dataclasses.replace(defaults, merged_deleted=1.0, merged_segments=10**9),
+    )
+    yield patch
+    patch.undo()
+
+
+@pytest.fixture
 def fake_encoder():
     return FakeEncoder()

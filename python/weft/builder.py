@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import uuid
 from dataclasses import replace
 from functools import partial
@@ -19,11 +20,11 @@ import numpy as np
 
 from weft import _native
 from weft.bitmaps import as_mask
-from weft.compaction import Merge, plan_merges, worth_merging
+from weft.compaction import Merge, must_be_merged, plan_merges, worth_merging
 from weft.documents import check_metadata, encode_spans, merge_documents
 from weft.errors import WeftError
 from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
-from weft.planning import plan, require_room, sample_bytes, segment_cuts
+from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
 from weft.searcher import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
@@ -31,7 +32,7 @@ from weft.types import defaults
 from weft.verification import checksum_of, verify_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,8 +76,9 @@ class Build:
     ) -> Manifest:
         """Write every file, sync the folder and give the manifest that names them.
 
-        `compact` merges the old segments. `tune` asks for operating points even if the codec is an
-        old one, measured on `queries` or, where there are none, on sampled documents.
+        `compact` merges the old segments that are worth it; without it, those that must be. `tune`
+        asks for operating points even if the codec is an old one, measured on `queries` or, where
+        there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
@@ -98,8 +100,7 @@ class Build:
                 n_tokens,
                 entry.n_tokens,
             )
-        if compact:
-            kept = self._merge(kept)
+        kept = self._merge(kept, asked=compact)
         self._write_tombstones(kept)
         made = self._write_segments(codec)
         manifest = base.next(
@@ -132,16 +133,17 @@ class Build:
                 kept.append(replace(segment, entry=entry, deleted=changed.words))
         return tuple(kept)
 
-    def _merge(self, segments: tuple[OpenSegment, ...]) -> tuple[OpenSegment, ...]:
-        """Write those that are worth it into new ones, without what is deleted; give what is then.
+    def _merge(self, segments: tuple[OpenSegment, ...], *, asked: bool) -> tuple[OpenSegment, ...]:
+        """Write some of them into new ones, without what is deleted; give what there is then.
 
         They are read in full before, so that no damage gets a new checksum.
         """
-        worth = worth_merging([segment.entry for segment in segments], self._max_ram)
-        chosen = [segment for segment in segments if segment.entry in worth]
-        kept = tuple(segment for segment in segments if segment.entry not in worth)
-        if not chosen:
-            return kept
+        choose = worth_merging if asked else must_be_merged
+        entries = choose([segment.entry for segment in segments], self._max_ram)
+        if not entries or not (asked or self._has_room_for(entries)):
+            return segments
+        chosen = [segment for segment in segments if segment.entry in entries]
+        kept = tuple(segment for segment in segments if segment.entry not in entries)
         for number, segment in enumerate(chosen, start=1):
             verify_segment(self._base, segment)
             self._progress("verify", number, len(chosen))
@@ -156,6 +158,20 @@ class Build:
             files={**self._base.files, **self._files},
         )
         return Snapshot(self._directory, now).segments
+
+    def _has_room_for(self, entries: Sequence[SegmentEntry]) -> bool:
+        """Tell whether the disk holds some segments twice; deleting must work on a full one."""
+        files = {name for entry in entries for name in entry.files} & self._base.files.keys()
+        needed = sum(self._base.files[name].size for name in files)
+        free = shutil.disk_usage(self._directory.path).free
+        if needed > free:
+            logger.warning(
+                "%d segments should be merged: that needs %s on disk, %s are free",
+                len(entries),
+                size(needed),
+                size(free),
+            )
+        return needed <= free
 
     def _write_merged(self, merge: Merge) -> None:
         def write(fd: int) -> int:

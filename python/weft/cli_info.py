@@ -40,18 +40,12 @@ def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401
 def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
     """Lay out what an index holds."""
     config, per_token = info.config, info.n_bytes / max(info.n_tokens, 1)
-    segments = count(info.n_segments)
-    if info.n_deleted:
-        freed = f"compact would free about {size(info.n_deleted_bytes)}"
-        segments += f", {count(info.n_deleted)} deleted documents still stored: {freed}"
-    elif info.n_segments > 1:
-        segments += ", compact would merge them"
     rows = [
         ("index", f"{info.path}, generation {info.generation}"),
         ("documents", f"{count(info.n_docs)} in {count(info.n_windows)} windows"),
         ("tokens", f"{count(info.n_tokens)} of {config.dim} dimensions"),
         ("disk", f"{size(info.n_bytes)}, {per_token:.1f} bytes a token, texts included"),
-        ("segments", segments),
+        ("segments", _segments(info)),
     ]
     if info.n_empty:
         rows.insert(2, ("empty", f"{count(info.n_empty)} documents without tokens are never found"))
@@ -69,6 +63,18 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
             against = TRUTHS[info.truth] if info.truth else "nothing"
             rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
     return pairs(rows)
+
+
+def _segments(info: IndexInfo) -> str:
+    """Say how many there are, what of them is deleted, and what compacting would gain."""
+    said, gain = count(info.n_segments), []
+    if info.n_deleted:
+        share = info.n_deleted_bytes / info.n_bytes
+        said += f", {count(info.n_deleted)} deleted documents still stored, {share:.1%} of the disk"
+        gain.append(f"free about {size(info.n_deleted_bytes)}")
+    if info.n_segments_compacted < info.n_segments:
+        gain.append(f"leave {count(info.n_segments_compacted)}")
+    return said + (f"; compact would {' and '.join(gain)}" if gain else "")
 
 
 def info_to_json(info: IndexInfo) -> dict[str, Any]:

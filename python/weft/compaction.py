@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which segments are merged into which, when an index is compacted.
+"""Which segments are merged into which: all that are worth it, or those that must be.
+
+The former when an index is compacted, the latter at any commit, so that neither the number of
+segments nor what is deleted in them grows without end.
 
 What documents are stored as is copied: the rows that codes were made from are gone, and codes made
 from codes would be worse. So a document keeps its codes, bit for bit, and its scores.
@@ -7,6 +10,7 @@ from codes would be worse. So a document keeps its codes, bit for bit, and its s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,7 @@ import numpy as np
 from weft.bitmaps import as_mask
 from weft.manifest import SegmentEntry
 from weft.planning import segment_bytes, segment_cuts, segment_limits
+from weft.types import defaults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,15 +42,62 @@ def worth_merging(entries: Sequence[SegmentEntry], max_ram: int) -> list[Segment
 
     A single one without tombstones is left as it is. So compacting twice changes nothing.
     """
-    most_tokens, most_bytes = segment_limits(max_ram)
-
-    def is_small(entry: SegmentEntry) -> bool:
-        n_bytes = segment_bytes(entry.n_tokens, entry.n_windows)
-        n_units = max(entry.n_tokens, entry.n_windows)
-        return n_units <= most_tokens // 2 and n_bytes <= most_bytes // 2
-
-    chosen = [entry for entry in entries if entry.tombstones is not None or is_small(entry)]
+    chosen = [e for e in entries if e.tombstones is not None or _is_small(e, max_ram)]
     return chosen if len(chosen) > 1 or any(entry.tombstones for entry in chosen) else []
+
+
+def must_be_merged(entries: Sequence[SegmentEntry], max_ram: int) -> list[SegmentEntry]:
+    """Give the segments that a commit writes anew though nobody asked for it.
+
+    Those of which more than a fifth is deleted. And where there are 16 small ones or more, the
+    smallest of them, up to the first that is larger than all before it together; a document that
+    is copied then finds itself in a segment at least twice as large, so it is copied log2 n times
+    at most, however small the commits are.
+    """
+    most = defaults.merged_deleted
+    chosen = [entry for entry in entries if entry.deleted_share > most]
+    small = sorted((e for e in entries if _is_small(e, max_ram)), key=_left)
+    if len(small) >= defaults.merged_segments:
+        merged = small[: _first_jump([_left(entry) for entry in small])]
+        chosen += [entry for entry in merged if entry not in chosen]
+    return chosen
+
+
+def _first_jump(sizes: Sequence[int]) -> int:
+    """Count the first sizes, ascending, that are less than the next; 0 where each doubles them.
+
+    None of them is larger than the others together.
+    """
+    total = 0
+    for number, size in enumerate(sizes, start=1):
+        doubled = number > 1 and size <= total
+        total += size
+        if doubled and (number == len(sizes) or sizes[number] > total):
+            return number
+    return 0
+
+
+def n_segments_compacted(entries: Sequence[SegmentEntry], max_ram: int) -> int:
+    """Foretell how many segments compacting leaves."""
+    worth = worth_merging(entries, max_ram)
+    most_tokens, most_bytes = segment_limits(max_ram)
+    n_tokens, n_windows = (sum(e.live(n) for e in worth) for n in ("n_tokens", "n_windows"))
+    needed = (
+        max(n_tokens, n_windows) / most_tokens,
+        segment_bytes(n_tokens, n_windows) / most_bytes,
+    )
+    return len(entries) - len(worth) + math.ceil(max(needed))
+
+
+def _is_small(entry: SegmentEntry, max_ram: int) -> bool:
+    most_tokens, most_bytes = segment_limits(max_ram)
+    n_bytes = segment_bytes(entry.n_tokens, entry.n_windows)
+    n_units = max(entry.n_tokens, entry.n_windows)
+    return n_units <= most_tokens // 2 and n_bytes <= most_bytes // 2
+
+
+def _left(entry: SegmentEntry) -> int:
+    return entry.live("n_tokens") + entry.live("n_windows")
 
 
 def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weft import _native
 from weft.arrays import Embeddings
 from weft.checks import check_device
+from weft.compaction import n_segments_compacted
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
@@ -19,7 +20,7 @@ from weft.errors import (
     StorageError,
 )
 from weft.manifest import Manifest, check_generation, generations, load, publish
-from weft.planning import plan
+from weft.planning import parse_ram, plan
 from weft.searcher import Searcher, Snapshot
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
@@ -188,6 +189,7 @@ class Index:
             n_tokens=manifest.n_tokens,
             n_deleted=manifest.n_deleted,
             n_segments=len(manifest.segments),
+            n_segments_compacted=n_segments_compacted(manifest.segments, parse_ram(None)),
             n_bytes=sum(entry.size for entry in manifest.files.values()),
             n_deleted_bytes=manifest.n_deleted_bytes,
             n_coarse=None if codec is None else codec.n_coarse,

@@ -134,6 +134,12 @@ class SegmentEntry:
         deleted = 0 if self.tombstones is None else getattr(self.tombstones, count)
         return int(getattr(self, count)) - int(deleted)
 
+    @property
+    def deleted_share(self) -> float:
+        """How much of it is deleted, by tokens and windows, which is what it stores."""
+        left = self.live("n_tokens") + self.live("n_windows")
+        return 1.0 - left / max(self.n_tokens + self.n_windows, 1)
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -194,16 +200,11 @@ class Manifest:
 
     @property
     def n_deleted_bytes(self) -> int:
-        """What deleted documents take on disk, by their share of tokens and windows."""
-        n_bytes = 0
-        for segment in self.segments:
-            if (deleted := segment.tombstones) is not None:
-                size = sum(self.files[name].size for name in segment.files)
-                share = (deleted.n_tokens + deleted.n_windows) / (
-                    segment.n_tokens + segment.n_windows
-                )
-                n_bytes += round(size * share)
-        return n_bytes
+        """What deleted documents take on disk, by their share of their segments."""
+        return sum(
+            round(segment.deleted_share * sum(self.files[name].size for name in segment.files))
+            for segment in self.segments
+        )
 
     @property
     def stale(self) -> bool:

@@ -51,6 +51,10 @@ class Defaults:
     retrain_growth: float = 8.0
     """A codec trained on so many times fewer tokens is warned about."""
     generations_kept: int = 2
+    merged_deleted: float = 0.2
+    """A commit writes a segment anew once more of it than this is deleted."""
+    merged_segments: int = 16
+    """A commit merges small segments from so many on."""
     id_bytes: int = 1_024
     """Longest document id, in bytes of UTF-8."""
     encoder_batch: int = 32
@@ -452,7 +456,8 @@ class IndexInfo:
     `truth` is what the recall of the operating points was measured against: "rows", exact MaxSim
     over the rows as they were added, or "stored", over the best that is kept of them; None where
     nothing was measured. `n_deleted` documents are counted nowhere else; they are still stored, in
-    about `n_deleted_bytes` of `n_bytes`, until the index is compacted.
+    about `n_deleted_bytes` of `n_bytes`, until the index is compacted; that would leave
+    `n_segments_compacted` of its `n_segments`.
     """
 
     path: str
@@ -465,6 +470,7 @@ class IndexInfo:
     n_tokens: int
     n_deleted: int
     n_segments: int
+    n_segments_compacted: int
     n_bytes: int
     n_deleted_bytes: int
     n_coarse: int | None

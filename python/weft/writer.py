@@ -277,7 +277,8 @@ class Writer:
     def commit(self) -> int:
         """Make everything added and deleted so far durable and visible; give the generation.
 
-        Without anything new it does nothing.
+        Without anything new it does nothing. Otherwise segments of which more than a fifth is
+        deleted are written anew, and the smallest are merged where there are 16 or more.
 
         Raises
         ------

@@ -12,6 +12,8 @@ import weft
 from helpers import assert_ranking, exact, names, ragged_docs, unit_rows
 from weft import _native, errors
 
+pytestmark = pytest.mark.usefixtures("unmerged")
+
 PRUNED = weft.SearchParams(ncandidates=300, nskim=300, nrefine=300, nrerank=0)
 
 

@@ -61,10 +61,12 @@ class Change:
         return [(generation, self.old), (generation + 1, self.new)]
 
 
-@pytest.fixture(params=["rows", "codec", "delete", "upsert", "compact", "everything"])
+@pytest.fixture(params=["rows", "codec", "delete", "upsert", "compact", "everything", "unasked"])
 def change(request, make_index, rng):
     """Additions to a small index, few or enough to train the codec; changes of a larger one."""
     kind = request.param
+    if kind != "unasked":
+        request.getfixturevalue("unmerged")
     if kind != "rows":
         request.getfixturevalue("small_codec")
     docs = ragged_docs(rng, 200, 8)
@@ -92,6 +94,7 @@ def change(request, make_index, rng):
     index.delete(["d1", "m0"])
     old = (OLD | {*ids, "last", "least"}) - {"d1", "m0"}
     gone, replaced = {"d2", "m1", "m2", "last", "least"}, ["m3", "m4", "d1", "fresh"]
+    many = [f"m{i}" for i in range(10, 60)]
 
     def work(writer):
         if kind in ("delete", "everything"):
@@ -101,12 +104,15 @@ def change(request, make_index, rng):
             writer.upsert(*given(replaced, 101), texts=texts(replaced))
         if kind in ("compact", "everything"):
             writer.compact()
+        if kind == "unasked":  # a segment of which more than a fifth is then deleted
+            assert writer.delete(many) == len(many)
 
     new = {
         "delete": old - gone,
         "upsert": old | set(replaced),
         "compact": old,
         "everything": old - gone | set(replaced),
+        "unasked": old - set(many),
     }
     return Change(index, work, old, new[kind])
 

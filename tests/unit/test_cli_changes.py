@@ -65,14 +65,17 @@ def test_delete_refuses(small_index, tmp_path):
     assert len(weft.Index.open(path)) == 8
 
 
+@pytest.mark.usefixtures("unmerged")
 def test_compact_and_what_info_says_before_it(small_index):
     path = small_index.path
-    assert "2, compact would merge them" in run("info", path)[1]
+    assert "2; compact would leave 1" in run("info", path)[1]
     run("delete", path, "a", "g")
     out = run("info", path)[1]
-    assert re.search(r"segments +2, 2 deleted documents .*: compact would free about \d", out)
+    wanted = r"segments +2, 2 deleted .*, 2\d\.\d% of the disk; compact would free about .* leave 1"
+    assert re.search(wanted, out)
     held = json.loads(run("info", path, "--json")[1])
     assert (held["n_docs"], held["n_segments"], held["n_deleted"]) == (6, 2, 2)
+    assert held["n_segments_compacted"] == 1
     assert held["n_deleted_bytes"] > 0
     status, out, _ = run("compact", path, "--json", "--no-progress")
     found = json.loads(out)
