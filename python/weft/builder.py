@@ -25,7 +25,7 @@ from weft.documents import check_metadata, encode_spans, merge_documents
 from weft.errors import WeftError
 from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
 from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
-from weft.searcher import OpenSegment, Snapshot
+from weft.snapshot import OpenSegment, Snapshot
 from weft.spool import WINDOW_MARK, Batch, Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults

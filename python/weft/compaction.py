@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.searcher import OpenSegment
+    from weft.snapshot import OpenSegment
 
 
 @dataclass(frozen=True)

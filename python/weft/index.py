@@ -21,7 +21,8 @@ from weft.errors import (
 )
 from weft.manifest import Manifest, check_generation, generations, load, publish
 from weft.planning import parse_ram, plan
-from weft.searcher import Searcher, Snapshot
+from weft.searcher import Searcher
+from weft.snapshot import Snapshot
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
 from weft.verification import verify

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.searcher import OpenSegment, Place
+    from weft.snapshot import OpenSegment, Place
 
 
 @dataclass

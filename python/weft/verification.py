@@ -10,7 +10,7 @@ from weft import _native
 from weft.arrays import crc32c
 from weft.documents import DocumentStore
 from weft.errors import WeftError
-from weft.searcher import OpenSegment, read_tombstones, require_checksum, require_size
+from weft.snapshot import OpenSegment, read_tombstones, require_checksum, require_size
 from weft.storage import os_errors
 from weft.types import Problem
 

@@ -35,7 +35,7 @@ from weft.manifest import (
     publish,
 )
 from weft.planning import parse_ram
-from weft.searcher import Snapshot
+from weft.snapshot import Snapshot
 from weft.spool import Mark, Spool
 from weft.tombstones import Deletions
 from weft.tuner import TuningQueries
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from weft.searcher import Place
+    from weft.snapshot import Place
     from weft.storage import Directory
     from weft.types import Progress
 

@@ -22,6 +22,7 @@ PYTHON_LAYERS = [
     {"arrays", "bitmaps", "storage"},
     {"manifest", "documents", "planning"},
     {"spool"},
+    {"snapshot"},
     {"batches", "searcher"},
     {"compaction", "tombstones", "tuner", "verification"},
     {"builder"},
@@ -37,8 +38,8 @@ PYTHON_LAYERS = [
     {"__main__"},
 ]
 
-NATIVE_USERS = {"__init__", "arrays", "searcher", "tuner", "verification"}
-NATIVE_USERS |= {"builder", "index"}
+NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner"}
+NATIVE_USERS |= {"builder", "index", "verification"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})
