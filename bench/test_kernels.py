@@ -125,11 +125,11 @@ def score_codes(nbits: int, lanes: int, *, scattered: bool) -> tuple[Run, int]:
     random = np.random.default_rng(7)
     n_tokens = 1 << (20 if scattered else 12)
     codes = aligned(random.integers(0, 256, (n_tokens, 16 * nbits), dtype=np.uint8))
-    parents = random.integers(0, 2048, n_tokens, dtype=np.uint16)
-    base = aligned(random.integers(-1000, 1000, (2049, lanes), dtype=np.int16))
+    base = aligned(random.integers(-1000, 1000, (16_384, lanes), dtype=np.int16))
+    base_rows = random.integers(0, len(base), n_tokens, dtype=np.uint32)
     scale = random.uniform(0.9, 1.1, n_tokens).astype(np.float32)
     ranges = shuffled_documents(n_tokens, 120)
-    given = (*tile(lanes, 128), codes, parents, base, scale, scale, (1 << nbits) - 1, nbits)
+    given = (*tile(lanes, 128), codes, base, base_rows, scale, scale, (1 << nbits) - 1, nbits)
     units = len(next(ranges)) * 120
     return lambda isa, repeat: kernels.score_codes(
         isa, *given, next(ranges), NO_TOKENS, repeat

@@ -157,7 +157,8 @@ def levels(packed, nbits):
 
 def decode(arrays, trained, nbits):
     """Tokens in rotated space."""
-    centroids = trained["coarse"][arrays["parents"]] * float(trained["scales"][0])
+    fine = trained["child_offsets"][arrays["parents"]].astype(int) + arrays["children"]
+    centroids = trained["fine"][fine] * float(trained["scales"][1])
     step = arrays["steps"].astype(float)[:, None]
     level = levels(arrays["codes"], nbits)
     factors, residual = "multipliers", step * (level - (2**nbits - 1) / 2)

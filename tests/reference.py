@@ -89,10 +89,8 @@ def nearest(
     dots = tile_dots(tile_rows, rows)
     keys = np.full((4, len(tile_rows)), INT32_MIN, np.int64)
     for lane in range(len(tile_rows)):
-        found = [
-            ((int(dots[r, lane]) + int(bias[r])) >> shift) * 65536 + 65535 - (first + r)
-            for r in range(len(rows))
-        ]
+        values = [(int(dots[r, lane]) + int(bias[r])) >> shift for r in range(len(rows))]
+        found = [value * 65536 + 65535 - (first + r) for r, value in enumerate(values)]
         best = sorted(found, reverse=True)[:4]
         keys[: len(best), lane] = best
     return keys.astype(np.int32)
@@ -148,9 +146,8 @@ def histogram(words: np.ndarray, shift: int, n_bins: int) -> np.ndarray:
     """How many sums other than 0 fall into each bin."""
     bins = np.zeros(n_bins, np.uint32)
     for word in words:
-        total = int(word) & SUM_MASK
-        if total:
-            bins[min(total >> shift, n_bins - 1)] += 1
+        if int(word) & SUM_MASK:
+            bins[min((int(word) & SUM_MASK) >> shift, n_bins - 1)] += 1
     return bins
 
 
@@ -165,19 +162,18 @@ def collect(words: np.ndarray, least: int) -> np.ndarray:
 def score_codes(
     tile_rows: np.ndarray,
     levels: np.ndarray,
-    parents: np.ndarray,
     base: np.ndarray,
+    base_rows: np.ndarray,
     base_scale: np.ndarray,
     code_scale: np.ndarray,
     middle: int,
 ) -> np.ndarray:
-    """Score f64 [n, lanes] of every token; `base` [n_cells + 1, lanes] ends with the sentinel."""
+    """Score f64 [n, lanes] of every token; its base scores are base[base_rows[token]]."""
     scores = np.empty((len(levels), len(tile_rows)))
     centred = 2 * levels.astype(np.int64) - middle
     for token in range(len(levels)):
         residual = tile_rows.astype(np.int64) @ centred[token]
-        row = base[min(int(parents[token]), len(base) - 1)].astype(np.float64)
-        scores[token] = np.float64(base_scale[token]) * row
+        scores[token] = np.float64(base_scale[token]) * base[base_rows[token]]
         scores[token] += np.float64(code_scale[token]) * residual
     return scores
 
@@ -223,10 +219,8 @@ def maxsim(query: np.ndarray, doc: np.ndarray) -> float:
     """Sum over query rows of the largest dot product with a document row."""
     if len(doc) == 0:
         return -np.inf
-    total = 0.0
-    for q in np.asarray(query, np.float64):
-        total += max(float(np.dot(q, d)) for d in np.asarray(doc, np.float64))
-    return total
+    tokens = np.asarray(doc, np.float64)
+    return sum(max(float(np.dot(q, d)) for d in tokens) for q in np.asarray(query, np.float64))
 
 
 def prepare_query(rotated: np.ndarray) -> tuple[np.ndarray, np.float32]:
@@ -256,10 +250,11 @@ def merge_tokens(rows: np.ndarray, same: float = 0.95) -> list[tuple[int, int]]:
 
 @dataclass
 class CentroidScores:
-    """Integer scores of both levels, [centroid][lane], in 1/255 of the largest possible score."""
+    """[centroid][lane]; table entries in 1/255 of the largest score, base scores in base_unit."""
 
-    base: np.ndarray
+    coarse_base: np.ndarray
     coarse: np.ndarray
+    base: np.ndarray
     fine: np.ndarray
     base_unit: float
 
@@ -284,8 +279,8 @@ def centroid_scores(
         base = np.clip((codec[level].astype(np.int64) @ rows.T) >> shift, -32768, 32767)
         table = np.clip((base * factor + 2**14) >> 15, 0, 255)
         out[level] = (base, table, shift)
-    base_unit = float(scale) * scales["coarse"] * 2 ** out["coarse"][2]
-    return CentroidScores(out["coarse"][0], out["coarse"][1], out["fine"][1], base_unit)
+    base_unit = float(scale) * scales["fine"] * 2 ** out["fine"][2]
+    return CentroidScores(*out["coarse"][:2], *out["fine"][:2], base_unit)
 
 
 def probe_lists(
@@ -301,7 +296,8 @@ def probe_lists(
     opened: set[int] = set()
     ranked = []
     for lane, _ in merged:
-        cells = sorted(range(len(scores.base)), key=lambda c: (-scores.base[c, lane], c))[:nprobe]
+        of_cell = scores.coarse_base[:, lane]
+        cells = sorted(range(len(of_cell)), key=lambda c: (-of_cell[c], c))[:nprobe]
         opened |= set(cells)
         fines = [f for c in sorted(cells) for f in range(child_offsets[c], child_offsets[c + 1])]
         fines = [f for f in fines if lengths[f] > 0]
@@ -341,6 +337,14 @@ def gather(
     return [(s, d, sums[s, d]) for s, d in sorted(best)]
 
 
+def known_scores(
+    tokens: list[tuple[int, int]], child_offsets: np.ndarray, scores: CentroidScores, opened: set
+) -> np.ndarray:
+    """What the table holds of each token: its fine centroid, or its parent in a closed cell."""
+    fine, coarse = scores.fine, scores.coarse
+    return np.array([fine[child_offsets[p] + c] if p in opened else coarse[p] for p, c in tokens])
+
+
 def interact(
     segments: list[list[list[tuple[int, int]]]],
     child_offsets: np.ndarray,
@@ -352,25 +356,16 @@ def interact(
     """Approximate MaxSim from fine centroids (parents where a cell is closed) plus the gains."""
     valued = []
     for s, d, gain in gathered:
-        rows = [
-            scores.fine[child_offsets[p] + c] if p in opened else scores.coarse[p]
-            for p, c in segments[s][d]
-        ]
+        rows = known_scores(segments[s][d], child_offsets, scores, opened)
         valued.append((s, d, 10 * int(np.max(rows, axis=0).sum()) + 3 * gain))
-    best = sorted(valued, key=lambda v: (-v[2], v[0], v[1]))[:count]
-    return sorted(best)
+    return sorted(sorted(valued, key=lambda v: (-v[2], v[0], v[1]))[:count])
 
 
 def leaders(
-    tokens: list[tuple[int, int]],
-    child_offsets: np.ndarray,
-    scores: CentroidScores,
-    opened: set[int],
+    tokens: list[tuple[int, int]], child_offsets: np.ndarray, scores: CentroidScores, opened: set
 ) -> list[int]:
     """Tokens that hold the largest centroid score above 0 of a query token; else the first."""
-    rows = np.array(
-        [scores.fine[child_offsets[p] + c] if p in opened else scores.coarse[p] for p, c in tokens]
-    )
+    rows = known_scores(tokens, child_offsets, scores, opened)
     least = np.maximum(np.max(rows, axis=0), 1)
     return [t for t, row in enumerate(rows) if (row >= least).any()] or [0]
 
@@ -379,7 +374,7 @@ def score_document(
     rows: np.ndarray,
     scale: np.float32,
     scores: CentroidScores,
-    parents: np.ndarray,
+    fines: np.ndarray,
     steps: np.ndarray,
     multipliers: np.ndarray,
     levels: np.ndarray,
@@ -389,9 +384,9 @@ def score_document(
     total = 0.0
     for lane, row in enumerate(rows):
         best = -np.inf
-        for t in range(len(parents)):
+        for t in range(len(fines)):
             m = 0.75 + int(multipliers[t]) / 512
-            base = float(scores.base[parents[t], lane]) * scores.base_unit
+            base = float(scores.base[fines[t], lane]) * scores.base_unit
             residual = float(row @ levels[t].astype(np.int64)) - middle / 2 * float(row.sum())
             best = max(best, m * (base + float(steps[t]) * float(scale) * residual))
         total += best
@@ -468,6 +463,11 @@ def nearest_child(rows: np.ndarray, codec: dict[str, np.ndarray]) -> tuple[np.nd
     return np.array(parents, np.uint16), np.array(children, np.uint8)
 
 
+def fines_of(codec: dict[str, np.ndarray], encoded: dict[str, np.ndarray]) -> np.ndarray:
+    """The fine centroid of every token."""
+    return codec["child_offsets"][encoded["parents"]].astype(np.int64) + encoded["children"]
+
+
 def plane_positions(residual: np.ndarray, step: float, levels: np.ndarray) -> np.ndarray:
     """What the first plane left over, in levels of the second before rounding."""
     left = residual - step * (levels.astype(np.float64) - 7.5)
@@ -475,10 +475,10 @@ def plane_positions(residual: np.ndarray, step: float, levels: np.ndarray) -> np
 
 
 def direction(
-    codec: dict[str, np.ndarray], parent: int, step: float, levels: np.ndarray, middle: int
+    codec: dict[str, np.ndarray], fine: int, step: float, levels: np.ndarray, middle: int
 ) -> np.ndarray:
     """c + step * (level - middle / 2): a rotated token before its multiplier."""
-    centroid = codec["coarse"][parent].astype(np.float64) * np.float64(codec["scales"][0])
+    centroid = codec["fine"][fine].astype(np.float64) * np.float64(codec["scales"][1])
     return centroid + step * (levels.astype(np.float64) - middle / 2)
 
 
@@ -493,8 +493,8 @@ def reconstruct(
         levels = PLANE_RATIO * levels + unpack_levels(encoded["plane"], dim, 4)
         middle, fineness, multipliers = PLANE_MIDDLE, PLANE_RATIO, encoded["plane_multipliers"]
     rows = []
-    for t in range(len(levels)):
+    for t, fine in enumerate(fines_of(codec, encoded)):
         step = float(encoded["steps"][t]) / fineness
-        token = direction(codec, int(encoded["parents"][t]), step, levels[t], middle)
+        token = direction(codec, int(fine), step, levels[t], middle)
         rows.append((0.75 + int(multipliers[t]) / 512) * token)
     return np.array(rows)

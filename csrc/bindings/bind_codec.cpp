@@ -112,6 +112,7 @@ py::array_t<float> decode(const Codec& codec, const py::dict& encoded) {
   EncodedView view{
       .n = parents.size(),
       .parents = parents.data(),
+      .children = vector<uint8_t>(encoded["children"], "children", "uint8").data(),
       .steps = vector<uint16_t>(encoded["steps"], "steps", "float16").data(),
       .multipliers = vector<uint8_t>(encoded["multipliers"], "multipliers", "uint8").data(),
       .codes = matrix<uint8_t>(encoded["codes"], "codes", "uint8").data};

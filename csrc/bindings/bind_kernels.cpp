@@ -247,12 +247,12 @@ Array<uint32_t> collect(std::string_view isa, const Array<uint32_t>& words, uint
 /// within a range, the same for every range, or empty for all of it; scales go by place in that list. Also
 /// every score, f32 [all tokens scored, lanes].
 py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Array<int32_t>& sums,
-                      const Array<uint8_t>& codes, const Array<uint16_t>& parents,
-                      const Array<int16_t>& base, const Array<float>& base_scale,
+                      const Array<uint8_t>& codes, const Array<int16_t>& base,
+                      const Array<uint32_t>& base_rows, const Array<float>& base_scale,
                       const Array<float>& code_scale, int32_t middle, unsigned nbits,
                       const Array<uint32_t>& ranges, const Array<uint32_t>& tokens, size_t repeat) {
   const auto tile = byte_tile(data, sums);
-  const size_t n = count(parents);
+  const size_t n = count(base_rows);
   const size_t lanes = tile.lanes();
   require(nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8, "nbits: expected 1, 2, 4 or 8");
   const size_t width = tile.dim * nbits / 8;
@@ -260,6 +260,9 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
               count(base_scale) == n && count(code_scale) == n,
           "score_codes: shapes do not match");
   check_ranges(ranges, n);
+  for (size_t i = 0; i < n; ++i) {
+    require(base_rows.data()[i] < extent(base, 0), "base_rows: past the last row of base");
+  }
   const size_t m = extent(ranges, 0);
   const size_t n_listed = count(tokens);
   for (size_t i = 0; i < n_listed; ++i) {
@@ -283,9 +286,8 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
     for (size_t i = 0; i < m; ++i) {
       const size_t first = range[2 * i];
       const kernels::CodeBlock block{codes.data() + first * width,
-                                     parents.data() + first,
                                      base.data(),
-                                     static_cast<uint32_t>(extent(base, 0) - 1),
+                                     base_rows.data() + first,
                                      base_scale.data() + first,
                                      code_scale.data() + first,
                                      middle,
@@ -393,9 +395,9 @@ void bind_kernels(py::module_& module) {
         py::arg("gain"), py::arg("stamp"), a("words"), repeat);
   m.def("histogram", histogram, isa, a("words"), py::arg("shift"), py::arg("n_bins"), repeat);
   m.def("collect", collect, isa, a("words"), py::arg("least"), repeat);
-  m.def("score_codes", score_codes, isa, a("tile"), a("sums"), a("codes"), a("parents"), a("base"),
-        a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"), a("ranges"),
-        a("tokens"), repeat);
+  m.def("score_codes", score_codes, isa, a("tile"), a("sums"), a("codes"), a("base"),
+        a("base_rows"), a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"),
+        a("ranges"), a("tokens"), repeat);
   m.def("maxsim_rows", maxsim_rows, isa, a("tile"), a("rows"), repeat);
   m.def("quantize_row", quantize_row, isa, a("rows"), a("factors"), py::arg("middle"), repeat);
   m.def("to_int8", to_int8, isa, a("row"), py::arg("scale"), repeat);

@@ -40,10 +40,10 @@ std::shared_ptr<const Codec> Codec::open(const std::string& path) {
   const Container file = Container::open(path);
   const std::span<const int64_t> meta = file.array<int64_t>("meta", kMetaCount);
   if (meta[kVersion] != kCodecVersion) {
-    throw Error(
-        ErrorCode::incompatible,
-        concat("codec version ", meta[kVersion], ": this weft reads version ", kCodecVersion),
-        path);
+    throw Error(ErrorCode::incompatible,
+                concat("codec version ", meta[kVersion], ": this weft reads version ",
+                       kCodecVersion, "; use the weft it was made with, or rebuild the index"),
+                path);
   }
   constexpr int64_t kMost[kMetaCount] = {kCodecVersion,
                                          kMaxDim,

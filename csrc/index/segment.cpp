@@ -163,6 +163,7 @@ EncodedView Segment::encoded(size_t first, size_t n) const noexcept {
   const bool plane = !plane_.empty();
   return {.n = n,
           .parents = parents_.data() + first,
+          .children = children_.data() + first,
           .steps = steps_.data() + first,
           .multipliers = multipliers_.data() + first,
           .codes = codes_.data() + first * padded * codec_->nbits() / 8,

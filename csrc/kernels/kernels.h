@@ -47,20 +47,17 @@ struct FloatTile {
 /// nbits * (s + 1)) of byte j of word w belong to dimension (w * p + s) * 4 + j, for s < p: one AND
 /// and one shift give four neighbouring dimensions.
 struct CodeBlock {
-  const uint8_t* codes;     ///< [n][dim * nbits / 8]
-  const uint16_t* parents;  ///< [n] coarse code of each token; clamped to n_cells
-  const int16_t* base;      ///< [n_cells + 1][lanes] base scores; the last row is the sentinel
-  uint32_t n_cells;
-  const float* base_scale;  ///< [n]: factor of the base score
-  const float* code_scale;  ///< [n]: factor of the doubled residual dot
-  int32_t middle;           ///< twice the middle level: 2^nbits - 1
-  unsigned nbits;           ///< 1, 2, 4 or 8
+  const uint8_t* codes;       ///< [n][dim * nbits / 8]
+  const int16_t* base;        ///< [rows][lanes] base scores
+  const uint32_t* base_rows;  ///< [n]: which row of `base`
+  const float* base_scale;    ///< [n]: factor of the base score
+  const float* code_scale;    ///< [n]: factor of the doubled residual dot
+  int32_t middle;             ///< twice the middle level: 2^nbits - 1
+  unsigned nbits;             ///< 1, 2, 4 or 8
   size_t n;
-  /// [n]: which tokens of `codes` and `parents` are meant, ascending; null: the first n. The scales
-  /// go by place in this list.
+  /// [n]: which tokens of `codes` are meant, ascending; null: the first n. Everything else goes by
+  /// place in this list.
   const uint32_t* tokens;
-
-  size_t token(size_t place) const { return tokens == nullptr ? place : tokens[place]; }
 };
 
 /// u8 scores of centroids: a row of `groups * 16` bytes per centroid.
@@ -123,7 +120,7 @@ struct Kernels {
   size_t (*collect)(const uint32_t* words, size_t n, uint32_t least, uint32_t* docs);
 
   /// best[l] = max(best[l], fma(code_scale[t], (float)(2 * dot - middle * sums[l]),
-  ///                            base_scale[t] * (float)base[min(parent, n_cells)][l]))
+  ///                            base_scale[t] * (float)base[base_rows[t]][l]))
   /// over the block's tokens, where dot = sum_d tile[l][d] * code[t][d]. What the maximum is taken of
   /// also goes to scores[place][lane], unless `scores` is null.
   void (*score_codes)(const ByteTile& tile, const CodeBlock& block, float* best, float* scores);

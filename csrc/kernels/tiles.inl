@@ -228,8 +228,7 @@ void quantize_dots(const int32_t* dots, size_t n, unsigned shift, int16_t factor
 // ---- Residual codes -----------------------------------------------------------------------------
 
 WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t place, size_t lanes) {
-  const uint32_t parent = block.parents[block.token(place)];
-  return block.base + (parent < block.n_cells ? parent : block.n_cells) * lanes;
+  return block.base + block.base_rows[place] * lanes;
 }
 
 /// Rows of codes. The base scores of a block are fetched while its dots are computed, the codes a

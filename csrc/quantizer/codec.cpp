@@ -19,8 +19,8 @@ namespace {
 
 constexpr size_t kBlockTokens = 4'096;
 constexpr size_t kSampleWindow = size_t{1} << 16;  // rows drawn before they are read
-constexpr uint64_t kSampleTokensPerFine = 32;
-constexpr uint64_t kTokensPerFine = 100;
+constexpr uint64_t kSampleTokensPerFine = 24;
+constexpr uint64_t kTokensPerFine = 50;
 constexpr uint32_t kChildrenByRule = 128;
 constexpr float kRatio = kPlaneRatio;
 /// With a second plane the first one's step is this much wider than its own optimum: its error grows by
@@ -321,9 +321,9 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
     for (size_t i = 0; i < count; ++i) {
       const size_t t = first + i;
       const float* token = rotated.data() + i * padded;
-      const int8_t* centroid = tree_.coarse().row(out.parents[t]);
+      const int8_t* centroid = tree_.fine().row(fine_of(out.parents[t], out.children[t]));
       for (size_t d = 0; d < padded; ++d) {
-        residual[d] = token[d] - static_cast<float>(centroid[d]) * coarse_scale_;
+        residual[d] = token[d] - static_cast<float>(centroid[d]) * fine_scale_;
       }
       float step = kernel.quantize_row(residual.data(), padded, factors.data(), factors.size(),
                                        middle, levels.data());
@@ -332,7 +332,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
       if (plane) {
         nearest_levels(residual.data(), step, half, padded, levels.data());
       }
-      reconstruct(centroid, coarse_scale_, levels.data(), step, middle, padded, decoded.data());
+      reconstruct(centroid, fine_scale_, levels.data(), step, middle, padded, decoded.data());
       out.multipliers[t] = multiplier_for(decoded.data(), padded);
       pack(levels.data(), padded, nbits_, out.codes.data() + t * code_bytes);
       if (plane) {
@@ -343,7 +343,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
         for (size_t d = 0; d < padded; ++d) {
           levels[d] = static_cast<uint8_t>(kPlaneRatio * levels[d] + lower[d]);
         }
-        reconstruct(centroid, coarse_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded,
+        reconstruct(centroid, fine_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded,
                     decoded.data());
         out.plane_multipliers[t] = multiplier_for(decoded.data(), padded);
         pack(lower.data(), padded, 4, out.plane.data() + t * padded / 2);
@@ -358,16 +358,17 @@ void Codec::decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<ui
   if (levels.size() < padded) {
     levels.resize(padded);
   }
-  const int8_t* centroid = tree_.coarse().row(std::min<size_t>(tokens.parents[t], n_coarse() - 1));
+  const int8_t* centroid =
+      tree_.fine().row(std::min(fine_of(tokens.parents[t], tokens.children[t]), n_fine() - 1));
   const uint8_t* codes = tokens.codes + t * (padded * nbits_ / 8);
   const float step = half_to_float(tokens.steps[t]);
   const bool plane = tokens.plane != nullptr;
   if (plane) {
     merge_planes(codes, tokens.plane + t * padded / 2, padded, levels.data());
-    reconstruct(centroid, coarse_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded, row);
+    reconstruct(centroid, fine_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded, row);
   } else {
     unpack(codes, padded, nbits_, levels.data());
-    reconstruct(centroid, coarse_scale_, levels.data(), step, (1 << nbits_) - 1, padded, row);
+    reconstruct(centroid, fine_scale_, levels.data(), step, (1 << nbits_) - 1, padded, row);
   }
   const float multiplier =
       multiplier_of(plane ? tokens.plane_multipliers[t] : tokens.multipliers[t]);

@@ -4,10 +4,10 @@
 //
 //   x = m * (c + step * (level - middle / 2)),   middle = 2^nbits - 1
 //
-// c      the coarse centroid of its cell: int8 * coarse_scale, so the residual x - c loses nothing
-// by it step   f16 per token, least squares for the best of 20 clip factors m      u8 per token,
-// 0.75 + u / 512: makes the reconstruction unit length, so that what quantisation
-//        takes from a token's length does not become an error of its scores
+// c     its fine centroid: int8 * fine_scale, so the residual x - c loses nothing by it
+// step  f16 per token, least squares for the best of 20 clip factors
+// m     u8 per token, 0.75 + u / 512: makes the reconstruction unit length, so that what
+//       quantisation takes from a token's length does not become an error of its scores
 //
 // A second plane (nbits 4 only) codes what the first left over with step / 12 in 16 levels:
 //
@@ -22,6 +22,7 @@
 // square roots only: the same bytes for any number of threads and on any instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -37,7 +38,7 @@
 
 namespace weft {
 
-inline constexpr int64_t kCodecVersion = 1;
+inline constexpr int64_t kCodecVersion = 2;
 
 struct CodecParams {
   unsigned nbits = 4;       ///< 1, 2, 4 or 8
@@ -56,7 +57,7 @@ struct TreeSize {
 };
 
 /// How many centroids n_tokens get. By rule: n_coarse is the power of two nearest to sqrt(n_tokens)
-/// in 16..65,536, doubled until a cell has at most 128 children; n_fine is n_tokens / 100. Given
+/// in 16..65,536, doubled until a cell has at most 128 children; n_fine is n_tokens / 50. Given
 /// numbers are kept or refused with Error(invalid_argument).
 TreeSize tree_size(uint64_t n_tokens, uint32_t n_coarse, uint32_t n_fine);
 
@@ -88,6 +89,7 @@ struct EncodedTokens {
 struct EncodedView {
   size_t n = 0;
   const uint16_t* parents = nullptr;
+  const uint8_t* children = nullptr;
   const uint16_t* steps = nullptr;
   const uint8_t* multipliers = nullptr;
   const uint8_t* codes = nullptr;
@@ -139,6 +141,12 @@ class Codec {
   /// Children of cell i are the fine centroids child_offsets()[i] .. child_offsets()[i + 1] - 1.
   std::span<const uint32_t> child_offsets() const noexcept { return tree_.child_offsets(); }
 
+  /// The fine centroid of a token, or n_fine() for what only a damaged file holds.
+  uint32_t fine_of(uint16_t parent, uint8_t child) const noexcept {
+    const uint32_t fine = child_offsets()[std::min<uint32_t>(parent, n_coarse())] + child;
+    return std::min(fine, n_fine());
+  }
+
   /// CRC32C of everything the codes depend on: tells one codec from another, written or not.
   uint32_t checksum() const noexcept { return checksum_; }
   /// Bytes of memory held.
@@ -150,13 +158,13 @@ class Codec {
   /// nbits 4.
   void encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& out) const;
 
-  /// row[padded_dim]: the reconstruction of token t in rotated space. A parent beyond n_coarse is read as
-  /// the last cell. `levels`: scratch.
+  /// row[padded_dim]: the reconstruction of token t in rotated space. A centroid beyond n_fine is read as
+  /// the last one. `levels`: scratch.
   void decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<uint8_t>& levels,
                       float* row) const;
 
-  /// out[n][dim]: the reconstructions, rotated back. Parents beyond n_coarse are read as the last
-  /// cell.
+  /// out[n][dim]: the reconstructions, rotated back. Centroids beyond n_fine are read as the last
+  /// one.
   void decode(const EncodedView& tokens, float* out) const;
 
  private:

@@ -33,27 +33,16 @@ int16_t table_factor(double level_scale, unsigned shift, double query_scale, dou
   return static_cast<int16_t>(std::clamp(std::lround(factor), 0L, 32'767L));
 }
 
-/// Smallest shift that brings dots of at most `bound` into int16.
-unsigned shift_for(double bound) {
-  const auto largest = static_cast<uint64_t>(std::ceil(bound));
-  unsigned shift = 0;
-  while ((largest >> shift) > INT16_MAX) {
-    ++shift;
-  }
-  return shift;
-}
-
 void score_rows(const kernels::Kernels& kernel, const kernels::ByteTile& tile,
                 std::span<const int8_t> rows, unsigned shift, int16_t factor,
-                AlignedBuffer<int32_t>& dots, int16_t* base, size_t base_stride_rows,
-                uint8_t* table) {
+                AlignedBuffer<int32_t>& dots, int16_t* base, uint8_t* table) {
   const size_t n = rows.size() / tile.dim;
   const size_t lanes = tile.lanes();
   for (size_t first = 0; first < n; first += kRowsAtOnce) {
     const size_t count = std::min(kRowsAtOnce, n - first);
     kernel.tile_dots(tile, rows.data() + first * tile.dim, count, dots.data());
-    kernel.quantize_dots(dots.data(), count * lanes, shift, factor,
-                         base + base_stride_rows * first * lanes, table + first * lanes);
+    kernel.quantize_dots(dots.data(), count * lanes, shift, factor, base + first * lanes,
+                         table + first * lanes);
   }
 }
 
@@ -109,7 +98,8 @@ void choose_cells(const PreparedQuery& query, uint32_t n_cells, size_t wanted, P
     auto& cells = out.token_cells[token];
     const size_t lane = query.merged[token].lane;
     const auto better = [&](uint32_t a, uint32_t b) {
-      const int16_t score_a = out.base[a * lanes + lane], score_b = out.base[b * lanes + lane];
+      const int16_t score_a = out.coarse[a * lanes + lane];
+      const int16_t score_b = out.coarse[b * lanes + lane];
       return score_a != score_b ? score_a > score_b : a < b;
     };
     if (cells.size() > wanted) {
@@ -120,9 +110,23 @@ void choose_cells(const PreparedQuery& query, uint32_t n_cells, size_t wanted, P
   }
 }
 
+/// Scores every coarse centroid.
+void score_cells(const PreparedQuery& query, const Codec& codec, Probe& out) {
+  const kernels::ByteTile tile = query.rotated.view();
+  const size_t lanes = tile.lanes(), n_cells = codec.n_coarse();
+  grow(out.coarse, n_cells * lanes);
+  grow(out.table, (n_cells + 1 + codec.n_fine() + 255) * lanes);
+  grow(out.dots, kRowsAtOnce * lanes);
+  const unsigned shift = shift_for(query.longest * codec.longest_coarse());
+  score_rows(kernels::active(), tile, codec.coarse(), shift,
+             table_factor(codec.coarse_scale(), shift, query.scale, out.table_unit), out.dots,
+             out.coarse.data(), out.table.data());
+  // The sentinel row is what a damaged code reads: the lowest score there is.
+  std::fill_n(out.table.data() + n_cells * lanes, lanes, uint8_t{0});
+}
+
 /// Scores the children of every chosen cell and points `cells` at their rows.
-void open_cells(const kernels::Kernels& kernel, const kernels::ByteTile& tile, const Codec& codec,
-                unsigned shift, int16_t factor, Probe& out) {
+void open_cells(const PreparedQuery& query, const Codec& codec, BaseScores& scores, Probe& out) {
   const uint32_t n_cells = codec.n_coarse();
   const auto child_offsets = codec.child_offsets();
   out.cell_open.assign(n_cells, 0);
@@ -133,69 +137,44 @@ void open_cells(const kernels::Kernels& kernel, const kernels::ByteTile& tile, c
   }
   out.opened.clear();
   size_t n_rows = size_t{n_cells} + 1;
-  size_t most_children = 1;
   for (uint32_t cell = 0; cell < n_cells; ++cell) {
     out.cells[cell] = cell;
     if (out.cell_open[cell] != 0) {
       out.cells[cell] = static_cast<uint32_t>(n_rows) | 0x8000'0000u;
-      const size_t n_children = child_offsets[cell + 1] - child_offsets[cell];
-      n_rows += n_children;
-      most_children = std::max(most_children, n_children);
+      n_rows += child_offsets[cell + 1] - child_offsets[cell];
       out.opened.push_back(cell);
     }
   }
   out.cells[n_cells] = n_cells;
   const size_t lanes = out.lanes;
   WEFT_ASSERT(n_rows + 255 <= out.table.size() / lanes);
+  const kernels::ByteTile tile = query.rotated.view();
+  const int16_t factor =
+      table_factor(codec.fine_scale(), scores.shift(), query.scale, out.table_unit);
   for (const uint32_t cell : out.opened) {
     const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
     uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
-    score_rows(kernel, tile, codec.fine().subspan(begin * tile.dim, count * tile.dim), shift,
-               factor, out.dots, out.child_base.data(), 0, rows);
+    score_rows(kernels::active(), tile, codec.fine().subspan(begin * tile.dim, count * tile.dim),
+               scores.shift(), factor, out.dots, scores.fill(begin, count), rows);
   }
 }
 
 }  // namespace
 
-void base_scores(const PreparedQuery& query, const Codec& codec, Probe& out) {
-  const kernels::Kernels& kernel = kernels::active();
-  const kernels::ByteTile tile = query.rotated.view();
-  const size_t lanes = tile.lanes();
-  const size_t n_cells = codec.n_coarse();
+void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
+           const SearchParams& params, BaseScores& scores, Probe& out) {
+  const size_t lanes = query.rotated.view().lanes();
+  const uint32_t n_cells = codec.n_coarse();
   out.lanes = lanes;
-  grow(out.base, (n_cells + 1) * lanes);
-  grow(out.table, (n_cells + 1 + codec.n_fine() + 255) * lanes);
-  grow(out.dots, kRowsAtOnce * lanes);
-
-  // Units. Lengths of int8 rows, so bounds of dots, are exact up to double rounding.
+  grow(out.cells, size_t{n_cells} + 1);
+  // Lengths of int8 rows, so bounds of dots, are exact up to double rounding.
   const double longest_score = query.longest * query.scale *
                                std::max(codec.longest_coarse() * codec.coarse_scale(),
                                         codec.longest_fine() * codec.fine_scale());
   out.table_unit = std::max(longest_score / 255.0, 1e-30);
-  out.shift = shift_for(query.longest * codec.longest_coarse());
-  out.base_unit =
-      query.scale * codec.coarse_scale() * std::ldexp(1.0f, static_cast<int>(out.shift));
-  score_rows(kernel, tile, codec.coarse(), out.shift,
-             table_factor(codec.coarse_scale(), out.shift, query.scale, out.table_unit), out.dots,
-             out.base.data(), 1, out.table.data());
-  // The sentinel row is what a damaged code reads: the lowest score there is.
-  std::fill_n(out.base.data() + n_cells * lanes, lanes, INT16_MIN);
-  std::fill_n(out.table.data() + n_cells * lanes, lanes, uint8_t{0});
-}
-
-void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, Probe& out) {
-  const kernels::Kernels& kernel = kernels::active();
-  const kernels::ByteTile tile = query.rotated.view();
-  const size_t lanes = tile.lanes();
-  const uint32_t n_cells = codec.n_coarse();
-  base_scores(query, codec, out);
-  grow(out.cells, size_t{n_cells} + 1);
-  grow(out.child_base, kRowsAtOnce * lanes);
-  const unsigned child_shift = shift_for(query.longest * codec.longest_fine());
+  score_cells(query, codec, out);
   choose_cells(query, n_cells, params.nprobe, out);
-  open_cells(kernel, tile, codec, child_shift,
-             table_factor(codec.fine_scale(), child_shift, query.scale, out.table_unit), out);
+  open_cells(query, codec, scores, out);
 
   // Every token's lists, best first: a counting sort over the 256 scores, ties by centroid number.
   const auto child_offsets = codec.child_offsets();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "search/base_scores.h"
 #include "search/params.h"
 #include "search/query.h"
 
@@ -19,15 +20,11 @@ struct ProbedList {
 
 /// What probe found, and its buffers, reused between queries.
 ///
-/// Scores of centroids are kept twice. `base` holds int16 base scores of the coarse centroids for
-/// refine: dot >> shift. `table` holds u8 scores, rows of `lanes` bytes: first every coarse centroid
-/// and the sentinel, then the children of each opened cell; unit: table_unit per step.
+/// `table` holds u8 scores of centroids, rows of `lanes` bytes: first every coarse centroid and the
+/// sentinel, then the children of each opened cell; unit: table_unit per step.
 struct Probe {
   size_t lanes = 0;
-  unsigned shift = 0;       ///< base = dot >> shift
-  float base_unit = 0.0f;   ///< score = base * base_unit
   double table_unit = 0.0;  ///< score = table entry * table_unit
-  AlignedBuffer<int16_t> base;
   AlignedBuffer<uint8_t> table;
   AlignedBuffer<uint32_t> cells;  ///< where a cell's rows are; see kernels::ScoreTable
 
@@ -40,7 +37,7 @@ struct Probe {
 
   // Scratch.
   AlignedBuffer<int32_t> dots;
-  AlignedBuffer<int16_t> child_base;
+  AlignedBuffer<int16_t> coarse;  ///< int16 scores of the coarse centroids
   std::vector<uint32_t> opened;
   std::vector<std::vector<uint32_t>> token_cells;
   std::vector<uint8_t> cell_open;
@@ -51,14 +48,12 @@ struct Probe {
   }
 };
 
-/// Fills the units and the base scores of `out`: all that scoring a given document needs.
-void base_scores(const PreparedQuery& query, const Codec& codec, Probe& out);
-
-/// Fills all of `out`: base_scores(), the best `nprobe` cells of every merged token with their children's
-/// scores, and the same number of lists for every token, best first, until `budget` postings are read.
+/// Fills `out`: the best `nprobe` cells of every merged token with their children's scores, which `scores`
+/// knows afterwards, and the same number of lists for every token, best first, until `budget` postings are
+/// read.
 /// list_lengths[f]: postings of fine centroid f summed over all segments of the snapshot.
 /// Floor and equal lists: engine design, measured in docs/performance.md [WARP25] [TACHIOM26].
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, Probe& out);
+           const SearchParams& params, BaseScores& scores, Probe& out);
 
 }  // namespace weft

@@ -9,7 +9,9 @@
 
 #include "base/buffer.h"
 #include "index/segment.h"
+#include "search/base_scores.h"
 #include "search/gather.h"
+#include "search/probe.h"
 #include "search/query.h"
 #include "search/refine.h"
 
@@ -33,12 +35,12 @@ class Ranker {
   };
 
   Ranker(std::span<const std::shared_ptr<const Segment>> segments, const PreparedQuery& query,
-         const Probe& probe, RankScratch& scratch, size_t threads,
+         const Probe& probe, BaseScores& base, RankScratch& scratch, size_t threads,
          const std::function<bool()>& poll)
       : segments_(segments),
         query_(query),
         probe_(probe),
-        scorer_(query, probe),
+        scorer_(query, base),
         scratch_(scratch),
         threads_(threads),
         poll_(poll) {}

@@ -43,6 +43,7 @@ void DocumentScorer::prepare(ScoreScratch& scratch) const {
     scratch.base_scale.resize(kTokensAtOnce);
     scratch.code_scale.resize(kTokensAtOnce);
     scratch.steps.resize(kTokensAtOnce);
+    scratch.fines.resize(kTokensAtOnce);
   }
   std::fill_n(scratch.best.data(), lanes, kNothing);
   std::fill_n(scratch.code_best.data(), lanes, kNothing);
@@ -104,19 +105,21 @@ void DocumentScorer::score_codes(const Segment& segment, size_t at, size_t n,
   const float code_unit = 0.5f * query_.scale;
   const auto token = [&](size_t place) { return at + (tokens == nullptr ? place : tokens[place]); };
   for (size_t i = 0; i < n; ++i) {
-    scratch.steps[i] = segment.steps()[token(i)];
+    const size_t t = token(i);
+    scratch.steps[i] = segment.steps()[t];
+    scratch.fines[i] = codec.fine_of(segment.parents()[t], segment.children()[t]);
   }
+  base_.learn(std::span(scratch.fines).first(n));
   kernel.half_to_float(scratch.steps.data(), n, scratch.code_scale.data());
   for (size_t i = 0; i < n; ++i) {
     const float multiplier = multiplier_of(segment.multipliers()[token(i)]);
-    scratch.base_scale[i] = multiplier * probe_.base_unit;
+    scratch.base_scale[i] = multiplier * base_.unit();
     scratch.code_scale[i] *= multiplier * code_unit;
   }
   kernel.score_codes(query_.rotated.view(),
                      {.codes = segment.codes().data() + at * codec.padded_dim() * codec.nbits() / 8,
-                      .parents = segment.parents().data() + at,
-                      .base = probe_.base.data(),
-                      .n_cells = codec.n_coarse(),
+                      .base = base_.rows(),
+                      .base_rows = scratch.fines.data(),
                       .base_scale = scratch.base_scale.data(),
                       .code_scale = scratch.code_scale.data(),
                       .middle = (1 << codec.nbits()) - 1,

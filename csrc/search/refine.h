@@ -7,7 +7,7 @@
 
 #include "base/buffer.h"
 #include "index/segment.h"
-#include "search/probe.h"
+#include "search/base_scores.h"
 #include "search/query.h"
 
 namespace weft {
@@ -25,13 +25,15 @@ struct ScoreScratch {
   AlignedBuffer<float> best, code_best, base_scale, code_scale, scores, bound, rows;
   AlignedBuffer<uint8_t> levels;
   std::vector<uint16_t> steps;
+  std::vector<uint32_t> fines;
   std::vector<uint32_t> reached;
 };
 
-/// MaxSim of documents from what is stored. Needs the base table of `probe` for codes and plane.
+/// MaxSim of documents from what is stored. `base` was started with the query, and knows every centroid if
+/// several threads are to score.
 class DocumentScorer {
  public:
-  DocumentScorer(const PreparedQuery& query, const Probe& probe) : query_(query), probe_(probe) {}
+  DocumentScorer(const PreparedQuery& query, BaseScores& base) : query_(query), base_(base) {}
 
   /// Sum over query tokens of the best document token; -infinity for a document without tokens. A form
   /// better than codes is read of the tokens alone that come near a maximum by their codes.
@@ -75,7 +77,7 @@ class DocumentScorer {
   float sum_of(const AlignedBuffer<float>& best) const;
 
   const PreparedQuery& query_;
-  const Probe& probe_;
+  BaseScores& base_;
 };
 
 }  // namespace weft

@@ -63,6 +63,7 @@ std::vector<Candidate> every_document(std::span<const BitmapView> matching, uint
 }  // namespace
 
 struct Searcher::Scratch {
+  BaseScores base;
   Probe probe;
   Accumulators accumulators;
   RankScratch rank;
@@ -157,8 +158,7 @@ void Searcher::require_doc(uint32_t segment, uint32_t doc) const {
 bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                                      uint64_t n_matching) const {
   const auto n_docs = static_cast<double>(n_matching);
-  const double length =
-      static_cast<double>(n_tokens_) / static_cast<double>(std::max<uint64_t>(n_matching_, 1));
+  const double length = mean_length();
   const double width = static_cast<double>(query.exact.view().lanes()) / 32.0 *
                        static_cast<double>(codec_->padded_dim()) / 128.0;
   const double opened = std::min<double>(codec_->n_coarse(),
@@ -172,7 +172,14 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
                         static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
                         skimmed * length * kSkimCost * width +
                         refined * length * kRefineCost * width;
-  return n_docs * length * kScanCost * width <= pruned;
+  const double scanned = n_docs * length;
+  const double exhaustive = std::min<double>(codec_->n_fine(), scanned) * kCentroidCost * width +
+                            scanned * kScanCost * width;
+  return exhaustive <= pruned;
+}
+
+double Searcher::mean_length() const {
+  return static_cast<double>(n_tokens_) / static_cast<double>(std::max<uint64_t>(n_matching_, 1));
 }
 
 std::span<const BitmapView> Searcher::matching(std::span<const BitmapView> allow,
@@ -203,6 +210,9 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   Found found;
   StageClock clock(found);
   const PreparedQuery prepared(query, codec_.get());
+  if (codec_ != nullptr) {
+    scratch.base.start(prepared, *codec_);
+  }
   clock.finished(Stage::prepare);
   if (scratch.rank.score.size() < threads) {
     scratch.rank.score.resize(threads);
@@ -215,7 +225,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
                      (params.path == SearchPath::cheaper &&
                       exhaustive_is_cheaper(prepared, params, found.n_matching));
   if (!found.exhaustive) {
-    probe(prepared, *codec_, list_lengths_, params, scratch.probe);
+    probe(prepared, *codec_, list_lengths_, params, scratch.base, scratch.probe);
     found.n_postings = scratch.probe.n_postings;
     clock.finished(Stage::probe);
     const bool all = allow.empty() && !any_deleted_;
@@ -240,8 +250,12 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     }
   }
   if (found.exhaustive) {
-    if (codec_ != nullptr) {
-      base_scores(prepared, *codec_, scratch.probe);
+    // Threads share the base scores, so they have to be known; the tokens of a few documents need few.
+    const auto scanned = static_cast<double>(found.n_matching) * mean_length();
+    if (codec_ != nullptr && scanned < codec_->n_fine()) {
+      threads = 1;
+    } else if (codec_ != nullptr) {
+      scratch.base.learn_all();
       clock.finished(Stage::probe);
     }
     candidates = every_document(matches, found.n_matching);
@@ -250,8 +264,8 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
 
   // A pruned search notes in refine what the rerank has to read; an exhaustive one would have to for every
   // document. A rerank that takes every candidate makes the refine before it idle.
-  Ranker ranker(segments_, prepared, scratch.probe, scratch.rank, found.exhaustive ? threads : 1,
-                poll);
+  Ranker ranker(segments_, prepared, scratch.probe, scratch.base, scratch.rank,
+                found.exhaustive ? threads : 1, poll);
   if (!found.exhaustive && params.nskim > 0 && candidates.size() > params.nrefine) {
     found.n_skimmed = candidates.size();
     ranker.skim(candidates, params.nrefine);
@@ -317,12 +331,12 @@ void Searcher::with_scorer(
   Scratch& scratch = *lease;
   const PreparedQuery prepared(query, codec_.get());
   if (codec_ != nullptr) {
-    base_scores(prepared, *codec_, scratch.probe);
+    scratch.base.start(prepared, *codec_);
   }
   if (scratch.rank.score.empty()) {
     scratch.rank.score.resize(1);
   }
-  use(DocumentScorer(prepared, scratch.probe), scratch.rank.score[0]);
+  use(DocumentScorer(prepared, scratch.base), scratch.rank.score[0]);
 }
 
 void Searcher::score(MatrixView<const float> query, uint32_t segment,

@@ -95,6 +95,8 @@ class Searcher {
                    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
   bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                              uint64_t n_matching) const;
+  /// Tokens of a document, on average.
+  double mean_length() const;
   /// One bitmap per segment of the documents that this search may return.
   std::span<const BitmapView> matching(std::span<const BitmapView> allow, Scratch& scratch) const;
   void add_segment(const Segment& segment, BitmapView deleted);

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 MIN_RAM = 128 << 20  # FIXED_BYTES and some to work with
 MAX_COARSE = 65_536
-TOKENS_PER_FINE = 100
+TOKENS_PER_FINE = 50
 CHILDREN_BY_RULE = 128
-SAMPLE_PER_FINE = 32
+SAMPLE_PER_FINE = 24
 
 # Anonymous bytes of a build (docs/performance.md, "Build").
 FIXED_BYTES = 108 << 20  # interpreter, numpy, blocks being converted and encoded

@@ -104,7 +104,9 @@ void compare_tiles(const Kernels& table, Random& random, size_t groups, size_t d
   });
 
   const uint32_t n_cells = 9;
-  const auto base = fill<int16_t>(random, (n_cells + 1) * lanes);
+  const auto base = fill<int16_t>(random, n_cells * lanes);
+  std::vector<uint32_t> base_rows(n);
+  for (uint32_t& row : base_rows) row = static_cast<uint32_t>(random.below(n_cells));
   std::vector<uint16_t> parents(n);
   for (uint16_t& parent : parents) parent = static_cast<uint16_t>(random.below(n_cells + 3));
   const auto base_scale = fill<float>(random, n);
@@ -113,9 +115,15 @@ void compare_tiles(const Kernels& table, Random& random, size_t groups, size_t d
   for (uint32_t token = 1; token < n; token += 2) odd.push_back(token);
   for (const unsigned nbits : {1u, 2u, 4u, 8u}) {
     const auto codes = fill<uint8_t>(random, n * dim * nbits / 8);
-    const CodeBlock block{
-        codes.data(),      parents.data(),   base.data(), n_cells, base_scale.data(),
-        code_scale.data(), (1 << nbits) - 1, nbits,       n,       nullptr};
+    const CodeBlock block{codes.data(),
+                          base.data(),
+                          base_rows.data(),
+                          base_scale.data(),
+                          code_scale.data(),
+                          (1 << nbits) - 1,
+                          nbits,
+                          n,
+                          nullptr};
     CodeBlock some = block;
     some.n = odd.size();
     some.tokens = odd.data();

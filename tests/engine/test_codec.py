@@ -138,7 +138,7 @@ def test_second_plane(dim: int, tmp_path: Path) -> None:
     upper = reference.unpack_levels(two["codes"], codec.padded_dim, 4)
     lower = reference.unpack_levels(two["plane"], codec.padded_dim, 4)
     residual = quantizer.rotate(rows.astype(np.float32), 42).astype(np.float64)
-    residual -= arrays["coarse"][two["parents"]] * np.float64(arrays["scales"][0])
+    residual -= arrays["fine"][reference.fines_of(arrays, two)] * np.float64(arrays["scales"][1])
     for t in np.flatnonzero(two["steps"]):
         positions = reference.plane_positions(residual[t], float(two["steps"][t]), upper[t])
         assert np.abs(lower[t] - positions).max() <= 0.501
@@ -154,7 +154,8 @@ def test_levels_are_the_nearest(dim: int, nbits: int, tmp_path: Path) -> None:
     encoded = codec._encode(rows)
     levels = reference.unpack_levels(encoded["codes"], codec.padded_dim, nbits).astype(int)
     residual = quantizer.rotate(rows.astype(np.float32), 42).astype(np.float64)
-    residual -= arrays["coarse"][encoded["parents"]] * np.float64(arrays["scales"][0])
+    fines = reference.fines_of(arrays, encoded)
+    residual -= arrays["fine"][fines] * np.float64(arrays["scales"][1])
     steps = encoded["steps"].astype(np.float64)[:, None]
     middle = 2**nbits - 1
     inside = (levels > 0) & (levels < middle) & (steps > 0)
@@ -231,10 +232,10 @@ def test_zero_residual(tmp_path: Path) -> None:
     row = np.zeros((1, 64), np.float32)
     row[0, 5] = 1.0
     rotated = quantizer.rotate(row, 42)  # multiples of 1/64
-    coarse = np.rint(rotated * 64).astype(np.int8)
-    np.testing.assert_array_equal(coarse / 64, rotated)
+    centroid = np.rint(rotated * 64).astype(np.int8)
+    np.testing.assert_array_equal(centroid / 64, rotated)
     arrays = arrays_of(train(tokens(1, 64)), tmp_path)
-    arrays["coarse"], arrays["scales"][0] = coarse, 1 / 64
+    arrays["fine"], arrays["scales"][1] = centroid, 1 / 64
     write_container(tmp_path / "exact.weft", arrays)
     codec = _native.Codec.open(str(tmp_path / "exact.weft"))
     encoded = codec._encode(row.astype(np.float16), plane=True)
@@ -250,7 +251,7 @@ def test_zero_residual(tmp_path: Path) -> None:
         (3000, 0, 10, (10, 10)),
         (3000, 1, 256, (1, 256)),
         (40, 60, 60, (40, 40)),
-        (20_000, 0, 0, (128, 200)),
+        (20_000, 0, 0, (128, 400)),
     ],
 )
 def test_number_of_centroids(n: int, n_coarse: int, n_fine: int, expected: tuple[int, int]) -> None:
@@ -381,11 +382,12 @@ def test_file_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened._encode(rows, plane=True)[name], values)
 
 
-def test_decode_survives_a_bad_parent() -> None:
+@pytest.mark.parametrize(("name", "value"), [("parents", 65_535), ("children", 255)])
+def test_decode_survives_a_bad_centroid(name: str, value: int) -> None:
     rows = tokens(50, 32)
     codec = train(rows)
     encoded = codec._encode(rows)
-    encoded["parents"][:] = 65_535
+    encoded[name][:] = value
     encoded["steps"][:] = np.inf
     assert codec._decode(encoded).shape == (50, 32)
 
@@ -440,9 +442,10 @@ def test_missing_or_foreign_array(missing: str, tmp_path: Path) -> None:
             _native.Codec.open(str(path))
 
 
-def test_newer_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_other_version(version: int, tmp_path: Path) -> None:
     arrays = arrays_of(train(tokens(100, 32)), tmp_path)
-    arrays["meta"][0] = 2
-    write_container(tmp_path / "newer.weft", arrays)
-    with pytest.raises(errors.IncompatibleIndexError, match="codec version 2"):
-        _native.Codec.open(str(tmp_path / "newer.weft"))
+    arrays["meta"][0] = version
+    write_container(tmp_path / "other.weft", arrays)
+    with pytest.raises(errors.IncompatibleIndexError, match=f"codec version {version}"):
+        _native.Codec.open(str(tmp_path / "other.weft"))

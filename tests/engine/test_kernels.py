@@ -228,16 +228,14 @@ def test_score_codes(isa: str, nbits: int, middle: int, dim: int, lanes: int, n:
     queries[lanes - int(random.choice([0, 8, 11])) :] = 0
     levels = random.integers(0, middle + 1, (n, dim), dtype=np.uint8)
     levels[n // 2 :] = np.where(random.random((n - n // 2, dim)) < 0.5, 0, middle)
-    n_cells = 20
-    parents = random.integers(0, n_cells + 2, n, dtype=np.uint16)
-    parents[n // 3 : n // 2] = 65535
-    base = random.integers(-32768, 32768, (n_cells + 1, lanes), dtype=np.int16)
+    base = random.integers(-32768, 32768, (20, lanes), dtype=np.int16)
+    base_rows = random.integers(0, 20, n, dtype=np.uint32)
     base_scale = random.uniform(1e-5, 2e-5, n).astype(np.float32)
     code_scale = random.uniform(1e-7, 2e-7, n).astype(np.float32)
     codes = reference.pack_levels(levels, nbits)
     ranges = np.array([[0, n], [n // 3, n - n // 3], [n, 0]], np.uint32)
     tile = reference.byte_tile(queries)
-    given = (codes, parents, base, base_scale, code_scale, middle, nbits)
+    given = (codes, base, base_rows, base_scale, code_scale, middle, nbits)
 
     def run(isa: str, ranges: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         best, scores = kernels.score_codes(isa, *tile, *given, ranges, tokens)
@@ -254,19 +252,17 @@ def test_score_codes(isa: str, nbits: int, middle: int, dim: int, lanes: int, n:
     for i, (first, count) in enumerate(ranges.astype(int)):
         part = slice(first, first + count)
         expected = reference.score_codes(
-            queries, levels[part], parents[part], base, base_scale[part], code_scale[part], middle
+            queries, levels[part], base, base_rows[part], base_scale[part], code_scale[part], middle
         )
         np.testing.assert_allclose(scores[done : done + count], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(best[i], expected_best(scores[done : done + count]))
         done += count
 
-    some = np.flatnonzero(random.random(n) < 0.3).astype(np.uint32)  # the scales go by place
+    some = np.flatnonzero(random.random(n) < 0.3).astype(np.uint32)  # the rest goes by place
     if len(some) > 0:
         best, scores = run(isa, ranges[:1], some)
-        scales = (base_scale[: len(some)], code_scale[: len(some)])
-        expected = reference.score_codes(
-            queries, levels[some], parents[some], base, *scales, middle
-        )
+        by_place = (values[: len(some)] for values in (base_rows, base_scale, code_scale))
+        expected = reference.score_codes(queries, levels[some], base, *by_place, middle)
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(best[0], expected_best(scores))
 
@@ -290,14 +286,14 @@ def test_a_damaged_scale_never_wins(isa: str) -> None:
     random = generator(8)
     queries = random_bytes(random, 16, 32)
     codes = random.integers(0, 256, (9, 16), dtype=np.uint8)
-    parents = np.zeros(9, np.uint16)
+    base_rows = np.zeros(9, np.uint32)
     base = random.integers(-100, 100, (1, 16), dtype=np.int16)
     scale = np.full(9, 1e-3, np.float32)
     scale[4] = np.nan
     tile = reference.byte_tile(queries)
     whole = np.array([[0, 9]], np.uint32)
     parts = np.array([[0, 4], [5, 4]], np.uint32)
-    given = (*tile, codes, parents, base, scale, scale, 15, 4)
+    given = (*tile, codes, base, base_rows, scale, scale, 15, 4)
     best, _ = kernels.score_codes(isa, *given, whole, NO_TOKENS)
     others, _ = kernels.score_codes(isa, *given, parts, NO_TOKENS)
     np.testing.assert_array_equal(best[0], others.max(axis=0))

@@ -197,8 +197,11 @@ def check_skim(
         leaders = reference.leaders(built.coded[s][d], child_offsets, scores, opened)
         fewer += len(leaders) < len(built.coded[s][d])
         levels = reference.unpack_levels(a["codes"][span][leaders], 64, 4)
-        per_token = (a[name][span][leaders] for name in ("parents", "steps", "multipliers"))
-        expected[s, d] = reference.score_document(rows, scale, scores, *per_token, levels, 15)
+        fines = reference.fines_of(built.codec_arrays, a)[span][leaders]
+        per_token = (a[name][span][leaders] for name in ("steps", "multipliers"))
+        expected[s, d] = reference.score_document(
+            rows, scale, scores, fines, *per_token, levels, 15
+        )
     assert fewer > 0 or len(rows) > 10
     assert len(skimmed) == 8
     for s, d, score in skimmed:
@@ -237,7 +240,7 @@ def test_exhaustive_ranking_is_that_of_the_stored_form(tmp_path: Path, rerank: s
                     rows,
                     scale,
                     scores,
-                    a["parents"][span],
+                    reference.fines_of(built.codec_arrays, a)[span],
                     a["steps"][span],
                     a["multipliers"][span],
                     levels,

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CPP_LAYERS = ["base", "kernels", "quantizer", "index", "search", "bindings"]
 
 # Inside search, as far as its parts know each other.
-SEARCH_LAYERS = ["params", "query", "exact", "probe", "gather", "interact", "refine", "ranker"]
-SEARCH_LAYERS += ["truth", "searcher"]
+SEARCH_LAYERS = ["params", "query", "exact", "base_scores", "probe", "gather", "interact"]
+SEARCH_LAYERS += ["refine", "ranker", "truth", "searcher"]
 
 PYTHON_LAYERS = [
     {"errors"},
