@@ -87,17 +87,48 @@ const char* numpy_name(DType dtype) {
   return kNames[static_cast<size_t>(dtype)];
 }
 
+py::array copy_array(const NamedArray& array) {
+  py::array values(py::dtype(numpy_name(array.dtype)),
+                   std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
+  std::copy_n(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size(),
+              static_cast<char*>(values.mutable_data()));
+  return values;
+}
+
+/// The arrays of a .weft file whose checksums say that they are as they were written, copied.
+py::dict whole_arrays(const std::string& path, const std::vector<std::string>& names) {
+  const Container container = Container::open(path);
+  py::dict out;
+  for (size_t i = 0; i < container.arrays().size(); ++i) {
+    const NamedArray& array = container.arrays()[i];
+    if (std::ranges::find(names, array.name) == names.end() || !container.is_whole(i)) {
+      continue;
+    }
+    out[array.name.c_str()] = copy_array(array);
+  }
+  return out;
+}
+
+/// Names of the arrays of a .weft file that are not as they were written.
+std::vector<std::string> damaged_arrays(const std::string& path) {
+  const py::gil_scoped_release release;
+  const Container container = Container::open(path);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < container.arrays().size(); ++i) {
+    if (!container.is_whole(i)) {
+      names.push_back(container.arrays()[i].name);
+    }
+  }
+  return names;
+}
+
 /// Every array of a .weft file, copied, after its checksum was checked.
 py::dict read_arrays(const std::string& path) {
   const Container container = Container::open(path);
   container.verify();
   py::dict out;
   for (const NamedArray& array : container.arrays()) {
-    py::array values(py::dtype(numpy_name(array.dtype)),
-                     std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
-    std::copy_n(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size(),
-                static_cast<char*>(values.mutable_data()));
-    out[array.name.c_str()] = values;
+    out[array.name.c_str()] = copy_array(array);
   }
   return out;
 }
@@ -124,6 +155,8 @@ void bind_segment(py::module_& module) {
              py::arg("n_docs"));
   module.def("read_tombstones", &read_deleted, py::arg("path"));
   module.def("read_arrays", &read_arrays, py::arg("path"));
+  module.def("whole_arrays", &whole_arrays, py::arg("path"), py::arg("names"));
+  module.def("damaged_arrays", &damaged_arrays, py::arg("path"));
   // pybind11 has no holder of const objects; Segment offers const members only.
   py::class_<Segment, std::shared_ptr<Segment>>(module, "Segment")
       .def_static(

@@ -115,6 +115,8 @@ class Container {
 
   /// Checks the checksum of every payload; Error(corrupt) naming the array.
   void verify() const;
+  /// Whether the payload of arrays()[array] has its checksum.
+  bool is_whole(size_t array) const noexcept;
 
   /// The checksum of header and table: what ContainerWriter::finish returned.
   uint32_t checksum() const noexcept { return checksum_; }

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WeftError,
         WriterClosedError,
     )
+    from weft.health import IndexInfo, Problem, Repair
     from weft.index import Index, info
     from weft.planning import Plan, plan
     from weft.retriever import Retriever
@@ -47,10 +48,8 @@ if TYPE_CHECKING:
         Hit,
         Hits,
         IndexConfig,
-        IndexInfo,
         Match,
         OperatingPoint,
-        Problem,
         SearchParams,
         TokenEmbeddings,
     )
@@ -79,6 +78,7 @@ __all__ = [
     "OutOfMemoryError",
     "Plan",
     "Problem",
+    "Repair",
     "Retriever",
     "SearchParams",
     "Searcher",
@@ -98,13 +98,14 @@ __all__ = [
 # Where each name lives; a module is imported when one of its names is first used.
 _MODULES = {
     "arrays": ("maxsim",),
+    "health": ("IndexInfo", "Problem", "Repair"),
     "index": ("Index", "info"),
     "planning": ("Plan", "plan"),
     "retriever": ("Retriever",),
     "searcher": ("Searcher",),
     "types": (
-        *("Alignment", "Document", "EncoderInfo", "Hit", "Hits", "IndexConfig", "IndexInfo"),
-        *("Match", "OperatingPoint", "Problem", "SearchParams", "TokenEmbeddings"),
+        *("Alignment", "Document", "EncoderInfo", "Hit", "Hits", "IndexConfig", "Match"),
+        *("OperatingPoint", "SearchParams", "TokenEmbeddings"),
     ),
     "writer": ("Writer",),
 }

@@ -7,9 +7,7 @@ publishes one.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import shutil
 import uuid
 from dataclasses import replace
@@ -20,19 +18,19 @@ import numpy as np
 
 from weft import _native
 from weft.bitmaps import as_mask
-from weft.compaction import Merge, must_be_merged, plan_merges, worth_merging
-from weft.documents import check_metadata, encode_spans, merge_documents
-from weft.errors import WeftError
-from weft.manifest import CodecEntry, FileEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
+from weft.compaction import must_be_merged, plan_merges, worth_merging
+from weft.documents import check_metadata, encode_spans
+from weft.manifest import CodecEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
+from weft.new_files import NewFiles
 from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
 from weft.snapshot import OpenSegment, Snapshot
-from weft.spool import WINDOW_MARK, Batch, Spool
+from weft.spool import Batch, Spool, document_id, starts_document
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
-from weft.verification import checksum_of, verify_segment
+from weft.verification import verify_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,8 +66,7 @@ class Build:
         self._threads = threads
         self._max_ram = max_ram
         self._progress = progress
-        self._files: dict[str, FileEntry] = {}
-        self._made: list[str] = []
+        self._files = NewFiles(directory)
 
     def run(
         self, generation: int, *, compact: bool, tune: bool, queries: TuningQueries | None
@@ -107,7 +104,7 @@ class Build:
             generation,
             codec=entry,
             segments=(*(segment.entry for segment in kept), *made),
-            files={**base.files, **self._files},
+            files={**base.files, **self._files.entries},
         )
         if codec is not None and tune and manifest.n_tokens > 0:
             manifest = self._tune(manifest, kept, queries)
@@ -149,13 +146,13 @@ class Build:
             self._progress("verify", number, len(chosen))
         made = []
         for merge in plan_merges(chosen, self._max_ram):
-            self._write_merged(merge)
+            self._files.write_merged(merge, self._progress)
             made.append(merge.entry)
         self._write_tombstones(kept)
         now = self._base.next(
             self._base.generation,
             segments=(*(segment.entry for segment in kept), *made),
-            files={**self._base.files, **self._files},
+            files={**self._base.files, **self._files.entries},
         )
         return Snapshot(self._directory, now).segments
 
@@ -173,35 +170,13 @@ class Build:
             )
         return needed <= free
 
-    def _write_merged(self, merge: Merge) -> None:
-        def write(fd: int) -> int:
-            path = str(self._directory.path / merge.entry.file)
-            parts = [(segment.native, runs) for segment, runs in merge.parts]
-            return _native.merge_segments(fd, path, parts, self._progress)["checksum"]
-
-        def write_documents(fd: int) -> int:
-            merge_documents(
-                self._directory.path / merge.entry.documents_file,
-                [(segment.documents, runs.tolist()) for segment, runs in merge.parts],
-            )
-            return checksum_of(fd)
-
-        self._write(merge.entry.file, write)
-        if merge.entry.documents:
-            self._write(merge.entry.documents_file, write_documents)
-
     def _write_tombstones(self, kept: tuple[OpenSegment, ...]) -> None:
-        known = {**self._base.files, **self._files}
+        known = {**self._base.files, **self._files.entries}
         for segment in kept:
             entry, words = segment.entry, segment.deleted
             if entry.tombstones is not None and entry.tombstones.file not in known:
                 assert words is not None
-                name, n_windows = entry.tombstones.file, entry.n_windows
-                path = str(self._directory.path / name)
-                self._write(
-                    name,
-                    partial(_native.write_tombstones, path=path, words=words, n_docs=n_windows),
-                )
+                self._files.write_tombstones(entry.tombstones.file, words, entry.n_windows)
 
     def _require_room(self, n_docs: int, n_tokens: int) -> None:
         """Refuse what cannot fit, beside so many documents that will be encoded again."""
@@ -210,10 +185,8 @@ class Build:
         require_room(needed, self._directory.path, spooled=True)
 
     def discard(self) -> None:
-        """Remove what was made; what cannot be removed is left to the next writer."""
-        for name in self._made:
-            with contextlib.suppress(WeftError):
-                self._directory.remove(name)
+        """Remove what was made."""
+        self._files.discard()
 
     def _absorb(self, segment: OpenSegment) -> None:
         """Put the documents of an old segment of rows into the spool, to be encoded too."""
@@ -222,15 +195,14 @@ class Build:
         windows = np.flatnonzero(~as_mask(segment.deleted, n)).tolist()
         lengths = native.lengths().astype(np.int64)[windows]
         stored_ids = native.ids(np.array(windows, np.uint32))
-        split = [stored.partition(WINDOW_MARK) for stored in stored_ids]
-        starts = [i for i, (_, mark, number) in enumerate(split) if not mark or number == "0"]
+        starts = [i for i, stored in enumerate(stored_ids) if starts_document(stored)]
         found = [(None, {}) if store is None else store.get(windows[i]) for i in starts]
         places = [
             None if store is None else store.spans(window, length)
             for window, length in zip(windows, lengths.tolist(), strict=True)
         ]
         batch = Batch(
-            ids=[split[i][0] for i in starts],
+            ids=[document_id(stored_ids[i]) for i in starts],
             n_windows=np.diff(starts, append=len(windows)).tolist(),
             lengths=lengths,
             texts=[text for text, _ in found],
@@ -253,14 +225,13 @@ class Build:
             progress=self._progress,
         )
         name = f"codec-{uuid.uuid4().hex}.weft"
-        path = str(self._directory.path / name)
 
-        def write(fd: int) -> int:
+        def write(fd: int, path: str) -> int:
             trained.write(fd, path)
             return trained.checksum
 
-        self._write(name, write)
-        codec = _native.Codec.open(path)
+        self._files.write(name, write)
+        codec = _native.Codec.open(str(self._directory.path / name))
         return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, len(rows))
 
     def _write_segments(self, codec: _native.Codec | None) -> list[SegmentEntry]:
@@ -276,7 +247,8 @@ class Build:
             )
             self._write_segment(entry, codec, rows, offsets[first : last + 1], first)
             if entry.documents:
-                self._write_documents(entry.documents_file, first, last)
+                fill = partial(spool.write_documents, first=first, last=last)
+                self._files.write_documents(entry.documents_file, fill)
             entries.append(entry)
         return entries
 
@@ -294,14 +266,13 @@ class Build:
         for number, stored in enumerate(self._spool.ids(first, first + entry.n_windows), start=1):
             id_bytes += stored.encode()
             id_offsets[number] = len(id_bytes)
-        path = str(self._directory.path / entry.file)
 
         def progress(stage: str, done: int, _: int) -> None:
             self._progress(stage, first_row + done, len(rows))
 
-        self._write(
+        self._files.write(
             entry.file,
-            lambda fd: _native.write_segment(
+            lambda fd, path: _native.write_segment(
                 fd,
                 path,
                 codec,
@@ -314,24 +285,6 @@ class Build:
                 progress,
             )["checksum"],
         )
-
-    def _write(self, name: str, write: Callable[[int], int]) -> None:
-        """Make and sync a file that `write` fills and gives the checksum of."""
-        fd = self._directory.create(name)
-        self._made.append(name)
-        try:
-            checksum = write(fd)
-            self._directory.sync(fd, name)
-            self._files[name] = FileEntry(os.fstat(fd).st_size, f"{checksum:08x}")
-        finally:
-            os.close(fd)
-
-    def _write_documents(self, name: str, first: int, last: int) -> None:
-        def write(fd: int) -> int:
-            self._spool.write_documents(name, first, last)
-            return checksum_of(fd)
-
-        self._write(name, write)
 
     def _tune(
         self, manifest: Manifest, kept: tuple[OpenSegment, ...], given: TuningQueries | None

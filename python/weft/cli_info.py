@@ -12,8 +12,8 @@ from weft.types import defaults
 
 if TYPE_CHECKING:
     from weft.cli_build import Job
+    from weft.health import IndexInfo
     from weft.planning import Plan
-    from weft.types import IndexInfo
 
 
 def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401

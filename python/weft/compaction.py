@@ -19,6 +19,7 @@ import numpy as np
 from weft.bitmaps import as_mask
 from weft.manifest import SegmentEntry
 from weft.planning import segment_bytes, segment_cuts, segment_limits
+from weft.spool import starts_document
 from weft.types import defaults
 
 if TYPE_CHECKING:
@@ -129,8 +130,11 @@ def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
 
 def _starts(segment: OpenSegment, kept: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the places in `kept` of the first windows of documents."""
-    if segment.documents is None:
+    if segment.entry.n_windows == segment.entry.n_docs:
         return np.arange(len(kept))
+    if segment.documents is None:  # they were damaged, and left behind by a repair
+        ids = segment.native.ids(kept.astype(np.uint32))
+        return np.flatnonzero([starts_document(stored) for stored in ids])
     begins = np.ones(segment.entry.n_windows, np.bool_)
     for doc, n_windows in segment.documents.long_documents():
         begins[doc + 1 : doc + n_windows] = False

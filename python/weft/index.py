@@ -19,12 +19,14 @@ from weft.errors import (
     InvalidArgumentError,
     StorageError,
 )
+from weft.health import IndexInfo, Problem, Repair
 from weft.manifest import Manifest, check_generation, generations, load, publish
 from weft.planning import parse_ram, plan
+from weft.repair import repair
 from weft.searcher import Searcher
 from weft.snapshot import Snapshot
 from weft.storage import Directory, os_errors
-from weft.types import EncoderInfo, IndexConfig, IndexInfo, Problem, defaults
+from weft.types import EncoderInfo, IndexConfig, defaults
 from weft.verification import verify
 from weft.writer import Writer
 
@@ -412,6 +414,33 @@ class Index:
             Read everything: every checksum and every value. Otherwise sizes, headers and structure.
         """
         return verify(self._directory, self._manifest, deep=deep)
+
+    @staticmethod
+    def repair(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Repair:
+        """Read all of a damaged index and publish a new generation of what is whole.
+
+        Nothing damaged is removed: it is kept in a folder of its own, with a list of the documents
+        that are lost. A segment whose codes or ids are damaged is lost as a whole, since nothing
+        tells which of its documents are meant; without the codec, all that are stored as codes
+        are. Damaged texts are left out, damaged lists made again. Where it is lost which documents
+        were deleted, those deleted last come back. Where the newest manifest is damaged, the index
+        goes back to the newest that is not.
+
+        Parameters
+        ----------
+        path
+            The folder; it need not open.
+        progress
+            Called with (stage, done, total).
+
+        Raises
+        ------
+        NotFoundError, CorruptIndexError
+            There is no index, or not one manifest is whole.
+        IndexLockedError
+            A writer is at work.
+        """
+        return repair(Directory(Path(path)), progress or (lambda _stage, _done, _total: None))
 
 
 def _encoder_info(encoder: object) -> EncoderInfo | None:

@@ -224,7 +224,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Give the contents of the manifest's file."""
-        body = _canonical(
+        return _signed(
             {
                 "format": FORMAT,
                 "generation": self.generation,
@@ -241,7 +241,6 @@ class Manifest:
                 "files": {name: vars(entry) for name, entry in self.files.items()},
             }
         )
-        return b'{"body":%b,"checksum":"%08x"}\n' % (body, crc32c(body))
 
 
 def manifest_name(generation: int) -> str:
@@ -255,8 +254,13 @@ def _canonical(value: object) -> bytes:
     ).encode()
 
 
+def _signed(body: object) -> bytes:
+    data = _canonical(body)
+    return b'{"body":%b,"checksum":"%08x"}\n' % (data, crc32c(data))
+
+
 def parse(data: bytes, name: str) -> Manifest:
-    """Read the contents of a manifest's file.
+    """Read the contents of a manifest's file, which must be so to the byte.
 
     Raises
     ------
@@ -266,15 +270,13 @@ def parse(data: bytes, name: str) -> Manifest:
         Written by a newer version.
     """
     try:
-        outer = json.loads(data)
-        body, given = outer["body"], outer["checksum"]
+        body = json.loads(data)["body"]
         _require_format(body["format"], name)
-        checksum = f"{crc32c(_canonical(body)):08x}"
-        manifest = _parse_body(body) if checksum == given else None
+        manifest = _parse_body(body) if data == _signed(body) else None
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         raise _corrupt(name, f"{type(error).__name__}: {error}") from error
     if manifest is None:
-        raise _corrupt(name, f"checksum {given!r}, expected {checksum!r}")
+        raise _corrupt(name, "its checksum is not that of its contents")
     return manifest
 
 

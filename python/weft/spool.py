@@ -24,6 +24,7 @@ from weft.errors import InvalidArgumentError, WeftError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -41,6 +42,17 @@ def window_ids(doc_id: str, n_windows: int) -> list[str]:
     if n_windows == 1:
         return [doc_id]
     return [f"{doc_id}{WINDOW_MARK}{number}" for number in range(n_windows)]
+
+
+def document_id(stored_id: str) -> str:
+    """Give the id of the document that a window belongs to."""
+    return stored_id.partition(WINDOW_MARK)[0]
+
+
+def starts_document(stored_id: str) -> bool:
+    """Tell whether a window with such an id is the first of its document."""
+    _, mark, number = stored_id.partition(WINDOW_MARK)
+    return not mark or number == "0"
 
 
 @dataclass(frozen=True)
@@ -272,9 +284,8 @@ class Spool:
         for doc_id, n_windows in found:
             yield from window_ids(doc_id, n_windows)
 
-    def write_documents(self, name: str, first: int, last: int) -> None:
+    def write_documents(self, path: Path, first: int, last: int) -> None:
         """Fill an empty file with the documents of the windows [first, last), counted from 0."""
-        path = self._directory.path / name
         with sqlite_errors(path, reading=False), contextlib.closing(connect_new(path)) as made:
             made.execute("ATTACH ? AS spool", (str(self._path),))
             made.executescript(f"BEGIN; {SCHEMA}")

@@ -85,9 +85,9 @@ class Directory:
         with self._step("sync", name):
             os.fsync(fd)
 
-    def sync_directory(self) -> None:
-        """Wait until the names in the folder are on disk."""
-        with self._step("sync folder", ".") as path:
+    def sync_directory(self, name: str = ".") -> None:
+        """Wait until the names in the folder, or in one inside it, are on disk."""
+        with self._step("sync folder", name) as path:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -103,6 +103,11 @@ class Directory:
             os.link(self.path / temporary, path)
         with contextlib.suppress(StorageError):
             self.remove(temporary)
+
+    def link(self, name: str, second: str) -> None:
+        """Give a file a second name, which must not exist."""
+        with self._step("link", second) as path:
+            os.link(self.path / name, path)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it; what is not there is no error."""

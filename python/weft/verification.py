@@ -3,35 +3,170 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from weft import _native
 from weft.arrays import crc32c
 from weft.documents import DocumentStore
-from weft.errors import WeftError
+from weft.errors import CorruptIndexError, StorageError, WeftError
+from weft.health import Problem
+from weft.manifest import generations, manifest_name, read
 from weft.snapshot import OpenSegment, read_tombstones, require_checksum, require_size
 from weft.storage import os_errors
-from weft.types import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from weft.manifest import Manifest, SegmentEntry
     from weft.storage import Directory
 
 READ_BYTES = 1 << 20
+LISTS = {"list_offsets", "postings"}
+"""Arrays of a segment that its others tell."""
+
+
+@dataclass
+class Examined:
+    """A segment as it was found: what of it can be used, and what is wrong with its files."""
+
+    entry: SegmentEntry
+    native: _native.Segment | None = None
+    documents: DocumentStore | None = None
+    deleted: NDArray[np.uint64] | None = None
+    errors: dict[str, WeftError] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def noting(self, file: str) -> Iterator[None]:
+        """Keep an error as one of this file."""
+        try:
+            yield
+        except WeftError as error:
+            self.errors[file] = error
+
+    def problems(self) -> Iterator[Problem]:
+        """Say what is wrong, and what is lost by it."""
+        n_docs = self.entry.live("n_docs")
+        for file, error in self.errors.items():
+            if file == self.entry.documents_file:
+                loss = f"texts and metadata of {n_docs} documents"
+            elif file != self.entry.file:
+                loss = f"which documents are deleted, of {self.entry.n_docs}"
+            elif self.native is None:
+                loss = f"{n_docs} documents"
+            else:
+                loss = "nothing: the inverted lists can be made again"
+            yield Problem(file, str(error), loss)
+
+    @property
+    def knows_deleted(self) -> bool:
+        """Whether it can be told which of its documents are deleted."""
+        return self.entry.tombstones is None or self.deleted is not None
+
+    def close(self) -> None:
+        """Close the file of documents."""
+        if self.documents is not None:
+            self.documents.close()
 
 
 def verify(directory: Directory, manifest: Manifest, *, deep: bool) -> tuple[Problem, ...]:
-    """Check every file of a generation, each by itself; `deep` reads all of it."""
-    problems: list[Problem] = []
-    for name in sorted(manifest.files):
-        try:
-            _verify_file(directory, manifest, name, deep=deep)
-        except WeftError as error:
-            problems.append(Problem(name, str(error)))
-    return tuple(problems)
+    """Check every file of a generation, and the other manifests; `deep` reads all of them."""
+    problems = damaged_manifests(directory, manifest.generation)
+    codec, error = open_codec(directory, manifest)
+    if error is not None:
+        problems.append(error)
+    for entry in manifest.segments:
+        found = examine(directory, manifest, entry, codec, deep=deep)
+        problems += found.problems()
+        found.close()
+    return tuple(sorted(problems, key=lambda problem: problem.file))
+
+
+def damaged_manifests(directory: Directory, generation: int) -> list[Problem]:
+    """Tell which manifests of other generations cannot be read."""
+    problems = []
+    for other in generations(directory):
+        if other != generation:
+            try:
+                read(directory, other)
+            except (CorruptIndexError, StorageError) as error:
+                if directory.size(manifest_name(other)) is None:  # a writer has removed it
+                    continue
+                loss = f"the changes of generation {other}" if other > generation else "nothing"
+                problems.append(Problem(manifest_name(other), str(error), loss))
+    return problems
+
+
+def open_codec(
+    directory: Directory, manifest: Manifest
+) -> tuple[_native.Codec | None, Problem | None]:
+    """Open the codec of a generation, or say what is wrong with it."""
+    entry = manifest.codec
+    if entry is None:
+        return None, None
+    try:
+        path = require_size(directory, manifest, entry.file)
+        codec = _native.Codec.open(str(path))
+        require_checksum(manifest, path, codec.checksum)
+    except WeftError as error:
+        loss = f"{manifest.n_docs} documents, all that are stored as codes"
+        return None, Problem(entry.file, str(error), loss)
+    return codec, None
+
+
+def examine(
+    directory: Directory,
+    manifest: Manifest,
+    entry: SegmentEntry,
+    codec: _native.Codec | None,
+    *,
+    deep: bool,
+) -> Examined:
+    """Open a segment file by file, whatever is wrong with the others.
+
+    Where the codec is damaged, codes are of no use: of them only the checksums are looked at.
+    """
+    found = Examined(entry)
+    with found.noting(entry.file):
+        path = require_size(directory, manifest, entry.file)
+        if codec is None and manifest.codec is not None:
+            _require_whole(path, _native.damaged_arrays(str(path)) if deep else [])
+        else:
+            native = _native.Segment.open(str(path), codec)
+            require_checksum(manifest, path, native.checksum)
+            damaged = set(_native.damaged_arrays(str(path))) if deep else set()
+            if damaged <= LISTS:
+                found.native = native
+            if deep:
+                native.verify()
+    if entry.documents:
+        with found.noting(entry.documents_file):
+            store = DocumentStore(require_size(directory, manifest, entry.documents_file))
+            try:
+                if deep:
+                    _verify_documents(manifest, entry, store)
+            except BaseException:
+                store.close()
+                raise
+            found.documents = store
+    if entry.tombstones is not None:
+        with found.noting(entry.tombstones.file):
+            found.deleted = read_tombstones(directory, manifest, entry)
+    return found
+
+
+def _require_whole(path: Path, damaged: list[str]) -> None:
+    if damaged:
+        raise CorruptIndexError(
+            f"{path}: {damaged[0]}: checksum mismatch; the file is damaged, restore it or rebuild",
+            str(path),
+        )
 
 
 def verify_segment(manifest: Manifest, segment: OpenSegment) -> None:
@@ -45,29 +180,6 @@ def verify_segment(manifest: Manifest, segment: OpenSegment) -> None:
     segment.native.verify()
     if segment.documents is not None:
         _verify_documents(manifest, segment.entry, segment.documents)
-
-
-def _verify_file(directory: Directory, manifest: Manifest, name: str, *, deep: bool) -> None:
-    path = require_size(directory, manifest, name)
-    segment = next((s for s in manifest.segments if name in s.files), None)
-    if segment is None:
-        require_checksum(manifest, path, _native.Codec.open(str(path)).checksum)
-    elif name == segment.file:
-        codec = manifest.codec
-        opened = None if codec is None else _native.Codec.open(str(directory.path / codec.file))
-        native = _native.Segment.open(str(path), opened)
-        if deep:
-            native.verify()
-        require_checksum(manifest, path, native.checksum)
-    elif name == segment.documents_file:
-        store = DocumentStore(path)
-        try:
-            if deep:
-                _verify_documents(manifest, segment, store)
-        finally:
-            store.close()
-    else:
-        read_tombstones(directory, manifest, segment)
 
 
 def _verify_documents(manifest: Manifest, segment: SegmentEntry, store: DocumentStore) -> None:

@@ -277,8 +277,8 @@ writer = weft.Index.open(path).writer(
     progress=lambda name, done, total: die() if name == stage and done == 0 else None
 )
 if stage == "encode":
-    import weft.builder
-    weft.builder.checksum_of = die
+    import weft.new_files
+    weft.new_files.checksum_of = die
 if stage == "published":
     import weft.writer
     real = weft.writer.publish

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`weft delete`, `weft compact`, and what `weft info` says of them."""
+"""`weft delete`, `weft compact`, what `weft info` says of them; `weft repair`."""
 
 import json
 import os
@@ -86,3 +86,32 @@ def test_compact_and_what_info_says_before_it(small_index):
     assert "there was nothing to compact" in run("compact", path)[2]
     assert "sound" not in run("verify", path, "--deep")[1]
     assert run("verify", path, "--deep")[0] == 0
+
+
+def test_repair(small_index):
+    path = small_index.path
+    status, out, _ = run("repair", path)
+    assert (status, out) == (0, "no damage found, nothing was changed\n")
+    damaged = path / small_index._manifest.segments[1].file
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(data)
+    status, out, err = run("verify", path, "--deep")
+    assert status == 9
+    assert f"{damaged.name}: rows: checksum mismatch" in out
+    assert "\n  lost: 3 documents\n" in out
+    assert f"weft repair {path} keeps the rest" in err
+    found = json.loads(run("verify", path, "--deep", "--json")[1])
+    assert [(one["file"], one["loss"]) for one in found["problems"]] == [
+        (damaged.name, "3 documents")
+    ]
+    status, out, _ = run("repair", path, "--no-progress")
+    assert status == 9
+    assert "generation 4 has 5 documents, 3 are lost" in out
+    assert f"everything damaged is kept in {path / 'damaged-000004'}" in out
+    status, out, _ = run("repair", path, "--json")
+    found = json.loads(out)
+    assert (status, found["generation"], found["n_docs"], found["folder"]) == (0, 4, 5, None)
+    assert run("verify", path, "--deep")[0] == 0
+    lost = [json.loads(line) for line in (path / "damaged-000004/lost.jsonl").open()]
+    assert [document["id"] for document in lost] == ["f", "g", "h"]

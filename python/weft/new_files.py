@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a generation to come: made, synced, and known with size and checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weft import _native
+from weft.documents import merge_documents
+from weft.errors import WeftError
+from weft.manifest import FileEntry
+from weft.verification import checksum_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from weft.compaction import Merge
+    from weft.storage import Directory
+    from weft.types import Progress
+
+
+class NewFiles:
+    """Files that no manifest names yet; `entries` is what one will say of them."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._made: list[str] = []
+        self.entries: dict[str, FileEntry] = {}
+
+    def write(self, name: str, fill: Callable[[int, str], int]) -> None:
+        """Make and sync a file; `fill` is given its descriptor and path and gives its checksum."""
+        fd = self._directory.create(name)
+        self._made.append(name)
+        try:
+            checksum = fill(fd, str(self._directory.path / name))
+            self._directory.sync(fd, name)
+            self.entries[name] = FileEntry(os.fstat(fd).st_size, f"{checksum:08x}")
+        finally:
+            os.close(fd)
+
+    def write_documents(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Make and sync a file of documents; `fill` is given its path."""
+
+        def filled(fd: int, path: str) -> int:
+            fill(Path(path))
+            return checksum_of(fd)
+
+        self.write(name, filled)
+
+    def write_tombstones(self, name: str, words: NDArray[np.uint64], n_windows: int) -> None:
+        """Write which windows of a segment are deleted."""
+        self.write(name, lambda fd, path: _native.write_tombstones(fd, path, words, n_windows))
+
+    def write_merged(self, merge: Merge, progress: Progress) -> None:
+        """Write a segment that is made of old ones."""
+        parts = [(segment.native, runs) for segment, runs in merge.parts]
+        self.write(
+            merge.entry.file,
+            lambda fd, path: _native.merge_segments(fd, path, parts, progress)["checksum"],
+        )
+        if merge.entry.documents:
+            stores = [(segment.documents, runs.tolist()) for segment, runs in merge.parts]
+            self.write_documents(
+                merge.entry.documents_file, lambda path: merge_documents(path, stores)
+            )
+
+    def discard(self) -> None:
+        """Remove what was made; what cannot be removed is left to the next writer."""
+        for name in self._made:
+            with contextlib.suppress(WeftError):
+                self._directory.remove(name)
