@@ -58,7 +58,7 @@ def sqlite_errors(path: Path, *, reading: bool) -> Iterator[None]:
     """Turn SQLite's errors into ours: what we read is damaged, what we write did not fit."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where names are damaged
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if reading and code not in _SYSTEM:
             raise CorruptIndexError(
@@ -136,7 +136,7 @@ class DocumentStore:
                 if version == VERSION:
                     self._connection.execute("SELECT doc, n_windows, text FROM document LIMIT 0")
                     self._connection.execute("SELECT window, places FROM spans LIMIT 0")
-            except sqlite3.Error:
+            except BaseException:
                 self._connection.close()
                 raise
         if version != VERSION:

@@ -38,7 +38,7 @@ def write(directory, name="seg.docs.sqlite", first=0, last=4):
     )
     spool.append(batch, [ROWS])
     os.close(directory.create(name))
-    spool.write_documents(name, first, last)
+    spool.write_documents(directory.path / name, first, last)
     spool.close()
     return directory.path / name
 
@@ -96,10 +96,14 @@ def test_the_file_is_never_written_to(directory):
         ),
         (lambda data: data[:512], CorruptIndexError),
         (lambda data: data[:100] + b"\xff" * 4000 + data[4100:], CorruptIndexError),
+        (
+            lambda data: data.replace(b"CREATE TABLE spans", b"CREATE T\xa0BLE spans"),
+            CorruptIndexError,
+        ),
         (lambda data: data[:60] + b"\0\0\0\x09" + data[64:], IncompatibleIndexError),
         (lambda data: data[:60] + b"\0\0\0\0" + data[64:], CorruptIndexError),
     ],
-    ids=["empty", "text", "torn", "overwritten", "newer", "older"],
+    ids=["empty", "text", "torn", "overwritten", "not text", "newer", "older"],
 )
 def test_files_that_are_damaged(directory, damage, kind):
     path = write(directory)
