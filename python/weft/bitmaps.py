@@ -26,3 +26,11 @@ def as_mask(words: NDArray[np.uint64] | None, n_windows: int) -> NDArray[np.bool
     if words is None:
         return np.zeros(n_windows, np.bool_)
     return np.unpackbits(words.view(np.uint8), count=n_windows, bitorder="little").view(np.bool_)
+
+
+def from_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Give the bitmap of a bool per window."""
+    words = np.zeros(n_words(len(mask)), np.uint64)
+    packed = np.packbits(mask, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words

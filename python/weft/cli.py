@@ -30,6 +30,7 @@ from weft.cli_options import (
     Rerank,
     SourcePath,
     Threads,
+    Where,
     examples,
 )
 from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, duration, pairs
@@ -162,6 +163,7 @@ def build(
     epilog=examples(
         'weft search notes.index "how do I rotate the signing key" -k 5 --explain',
         'weft search notes.index "rotate keys" --recall 0.99 --json | jq .hits',
+        """weft search notes.index "rotate keys" --where '{"year": {"$gte": 2024}}' --metadata""",
     )
 )
 def search(
@@ -169,7 +171,11 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="The question, as text.")],
     k: K = defaults.k,
     recall: Recall = defaults.recall,
+    where: Where = None,
     explain: Explain = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="Show the metadata of each document.")
+    ] = False,
     model: Model = None,
     threads: Threads = None,
     json: Json = False,
@@ -178,11 +184,12 @@ def search(
     """Search an index with a text: rank, score, id, and the words that matched."""
     view = View(as_json=json, quiet=quiet)
     with view.reporting():
+        found = cli_build.parse_where(where)
         with view.status("loading the encoder"):
             retriever = weft.Retriever.open(index, model=model, threads=threads)
-        hits = retriever.search(query, k, recall=recall, explain=explain or not json)
+        hits = retriever.search(query, k, recall=recall, where=found, explain=explain or not json)
         view.result({"query": query, **hits_to_json(hits, explain=explain)})
-        for part in show_hits(hits, explain=explain):
+        for part in show_hits(hits, explain=explain, metadata=metadata):
             view.print(part)
         view.note(show_summary(hits))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import sys
@@ -258,6 +259,28 @@ def read_ids(path: Path | None) -> list[str]:
         raise NotFoundError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"{path}: byte {error.start} is not UTF-8") from error
+
+
+def parse_where(text: str | None) -> dict[str, Any] | None:
+    """Read a filter as it stands on the command line; a name that comes twice is refused."""
+    if text is None:
+        return None
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name comes twice in one object")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(
+            f'--where: not JSON: {error}; expected for example \'{{"year": {{"$gte": 2024}}}}\''
+        ) from error
+    if not isinstance(found, dict):
+        raise InvalidArgumentError(f"--where {text}: expected an object")
+    return found
 
 
 def measure_quality(

@@ -62,7 +62,7 @@ def hits_to_json(hits: Hits, *, explain: bool) -> dict[str, Any]:
     }
 
 
-def show_hits(hits: Hits, *, explain: bool) -> Iterator[Any]:
+def show_hits(hits: Hits, *, explain: bool, metadata: bool = False) -> Iterator[Any]:
     """Give what to print for an answer: rank, score, id and a snippet, then the explanation."""
     for rank, hit in enumerate(hits, start=1):
         title = Text.assemble((f"{rank:>2}  ", "dim"))
@@ -71,6 +71,9 @@ def show_hits(hits: Hits, *, explain: bool) -> Iterator[Any]:
         if hit.passage:
             title.append(f"  passage {hit.passage + 1}", style="dim")
         yield title
+        if metadata and hit.metadata:
+            fields = "  ".join(f"{name}={value!r}" for name, value in hit.metadata.items())
+            yield Padding(Text(fields.translate(CONTROLS), style="dim"), (0, 0, 0, 4), expand=False)
         if hit.text:
             yield Padding(snippet(hit), (0, 0, 0, 4), expand=False)
         if explain and hit.matches:

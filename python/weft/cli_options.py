@@ -52,6 +52,13 @@ Recall = Annotated[
     float,
     typer.Option(help="Recall against exact search to aim at; 1.0 scores every document."),
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='Documents with such metadata only: {"lang": "en", "year": {"$gte": 2024}}.',
+    ),
+]
 Explain = Annotated[
     bool, typer.Option("--explain", help="Show which word each query token matched, and how well.")
 ]

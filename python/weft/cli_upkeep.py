@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import weft
-from weft.cli_build import read_ids
+from weft.cli_build import parse_where, read_ids
 from weft.cli_info import info_to_json, show_info
-from weft.cli_options import IndexPath, Json, MaxRam, NoProgress, Quiet, examples
+from weft.cli_options import IndexPath, Json, MaxRam, NoProgress, Quiet, Where, examples
 from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count
 from weft.planning import size
 
@@ -81,6 +81,7 @@ def _show_problems(view: View, problems: Sequence[Problem]) -> None:
     epilog=examples(
         "weft delete notes.index old/plan.md old/todo.md",
         "weft delete notes.index --ids gone.txt",
+        """weft delete notes.index --where '{"expires": {"$lt": "2026-11-01"}}'""",
     )
 )
 def delete(
@@ -92,16 +93,25 @@ def delete(
         Path | None,
         typer.Option(metavar="FILE", help="Delete these, one id a line; - reads standard input."),
     ] = None,
+    where: Where = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Delete documents by id. Ids that are not there are counted, and no error."""
+    """Delete documents by id, or by a filter. Ids that are not there are counted, and no error."""
     view = View(as_json=json, quiet=quiet)
     with view.reporting():
+        found = parse_where(where)
         given = dict.fromkeys([*(names or []), *read_ids(ids)])
-        if not given:
-            raise weft.errors.InvalidArgumentError("no ids: expected some, or --ids FILE")
+        if bool(given) == (found is not None):
+            raise weft.errors.InvalidArgumentError(
+                f"{'ids and a filter' if given else 'no ids'}: expected some ids, or --where JSON"
+            )
         opened = weft.Index.open(index)
+        if found is not None:
+            n_deleted = opened.delete(where=found)
+            view.result({"deleted": n_deleted, "generation": opened.generation})
+            view.print(f"deleted {count(n_deleted)} documents")
+            return
         n_deleted = opened.delete(list(given))
         n_unknown = len(given) - n_deleted
         view.result({"deleted": n_deleted, "unknown": n_unknown, "generation": opened.generation})

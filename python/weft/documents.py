@@ -150,16 +150,17 @@ class DocumentStore:
                 )
             raise CorruptIndexError(f"{path}: not a file of documents", str(path))
 
-    def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Give the rows of a statement."""
         with self._lock, sqlite_errors(self.path, reading=True):
             return self._connection.execute(sql, values).fetchall()
 
     def get(self, doc: int) -> tuple[str | None, dict[str, Scalar]]:
         """Give text and metadata of the document whose first window has this ordinal."""
-        found = self._rows("SELECT text FROM document WHERE doc = ?", doc)
+        found = self.select("SELECT text FROM document WHERE doc = ?", doc)
         if not found:
             return None, {}
-        rows = self._rows(
+        rows = self.select(
             "SELECT field, type, value FROM metadata WHERE doc = ? ORDER BY field", doc
         )
         return self._text(found[0][0]), {
@@ -168,7 +169,7 @@ class DocumentStore:
 
     def spans(self, window: int, n_tokens: int) -> NDArray[np.uint32] | None:
         """Give start and end of each token of a window, uint32 `[n_tokens, 2]`, where stored."""
-        found = self._rows("SELECT places FROM spans WHERE window = ?", window)
+        found = self.select("SELECT places FROM spans WHERE window = ?", window)
         if not found:
             return None
         try:
@@ -202,22 +203,22 @@ class DocumentStore:
 
     def long_documents(self) -> list[tuple[int, int]]:
         """Give ordinal and number of windows of the documents that have several."""
-        return self._rows("SELECT doc, n_windows FROM document WHERE n_windows > 1")
+        return self.select("SELECT doc, n_windows FROM document WHERE n_windows > 1")
 
     def check(self, n_windows: int) -> None:
         """Read everything: SQLite's own check, then every row against what it must be."""
-        (result,) = self._rows("PRAGMA quick_check(1)")[0]
+        (result,) = self.select("PRAGMA quick_check(1)")[0]
         if result != "ok":
             raise CorruptIndexError(f"{self.path}: {result}", str(self.path))
         end = 0
-        for doc, count in self._rows("SELECT doc, n_windows FROM document ORDER BY doc"):
+        for doc, count in self.select("SELECT doc, n_windows FROM document ORDER BY doc"):
             if doc < end or count < 1 or doc + count > n_windows:
                 raise CorruptIndexError(
                     f"{self.path}: document {doc} has windows {doc}..{doc + count} of {n_windows}",
                     str(self.path),
                 )
             end = doc + count
-        for kind, value in self._rows("SELECT DISTINCT type, value FROM metadata"):
+        for kind, value in self.select("SELECT DISTINCT type, value FROM metadata"):
             self._value(kind, value)
 
     def close(self) -> None:
@@ -237,25 +238,27 @@ def check_metadata(metadata: object, what: str) -> dict[str, tuple[str, Scalar]]
         if not isinstance(field, str) or not field:
             raise InvalidArgumentError(f"{what}: metadata field {field!r}, expected a string")
         check_text(field, f"{what}: metadata field {field!r}")
-        value: Any = given.item() if isinstance(given, np.generic) else given
-        kind = type(value).__name__
-        if type(value) not in (str, int, float, bool):
-            raise InvalidArgumentError(
-                f"{what}: metadata field {field!r} is {type(given).__name__}, "
-                f"expected str, int, float or bool; leave out what is unknown"
-            )
-        if kind == "str":
-            check_text(value, f"{what}: metadata field {field!r}")
-        if kind == "int" and not -(2**63) <= value < 2**63:
-            raise InvalidArgumentError(
-                f"{what}: metadata field {field!r} is {value}, expected 64 bits at most"
-            )
-        if kind == "float" and not math.isfinite(value):
-            raise InvalidArgumentError(
-                f"{what}: metadata field {field!r} is {value}, expected a finite number"
-            )
-        checked[field] = (kind, value)
+        checked[field] = check_scalar(
+            given, f"{what}: metadata field {field!r}", "; leave out what is unknown"
+        )
     return checked
+
+
+def check_scalar(given: object, what: str, remedy: str) -> tuple[str, Scalar]:
+    """Give the type of a value of metadata, and the value; or refuse it."""
+    value: Any = given.item() if isinstance(given, np.generic) else given
+    kind = type(value).__name__
+    if type(value) not in (str, int, float, bool):
+        raise InvalidArgumentError(
+            f"{what} is {type(given).__name__}, expected str, int, float or bool{remedy}"
+        )
+    if kind == "str":
+        check_text(value, what)
+    if kind == "int" and not -(2**63) <= value < 2**63:
+        raise InvalidArgumentError(f"{what} takes {value.bit_length()} bits, expected 63 at most")
+    if kind == "float" and not math.isfinite(value):
+        raise InvalidArgumentError(f"{what} is {value}, expected a finite number")
+    return kind, value
 
 
 def check_text(text: object, what: str) -> str:

@@ -31,7 +31,7 @@ from weft.verification import verify
 from weft.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -344,10 +344,12 @@ class Index:
             )
             return writer.commit()
 
-    def delete(self, ids: Sequence[str]) -> int:
+    def delete(
+        self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> int:
         """Delete documents in one commit; count those that were there. See `Writer.delete`."""
         with self.writer() as writer:
-            return writer.delete(ids)
+            return writer.delete(ids, where=where)
 
     def compact(self) -> int:
         """Merge segments and drop what is deleted, in one commit; see `Writer.compact`.
@@ -374,9 +376,13 @@ class Index:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
     ) -> Hits:
         """Search this generation; see `Searcher.search`."""
-        return self._current().search(query, k, recall=recall, params=params)
+        return self._current().search(
+            query, k, recall=recall, params=params, where=where, allow=allow
+        )
 
     def search_batch(
         self,
@@ -385,13 +391,24 @@ class Index:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
     ) -> tuple[Hits, ...]:
         """Answer many queries; see `Searcher.search_batch`."""
-        return self._current().search_batch(queries, k, recall=recall, params=params)
+        return self._current().search_batch(
+            queries, k, recall=recall, params=params, where=where, allow=allow
+        )
 
-    def exact_search(self, query: object, k: int = defaults.k) -> Hits:
+    def exact_search(
+        self,
+        query: object,
+        k: int = defaults.k,
+        *,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
+    ) -> Hits:
         """Score every document; see `Searcher.exact_search`."""
-        return self._current().exact_search(query, k)
+        return self._current().exact_search(query, k, where=where, allow=allow)
 
     def score(self, query: object, ids: Sequence[str]) -> NDArray[Any]:
         """Score exactly these documents; see `Searcher.score`."""

@@ -17,7 +17,7 @@ from weft.types import IndexConfig, defaults
 from weft.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from weft.encoders import Encoder
     from weft.searcher import Searcher
@@ -245,9 +245,11 @@ class Retriever:
         """
         return self._write(Writer.upsert, documents, queries, max_ram, progress)
 
-    def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents by id in one commit; count those that were there."""
-        return self.index.delete(ids)
+    def delete(
+        self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> int:
+        """Delete documents in one commit; count those that were there. See `Writer.delete`."""
+        return self.index.delete(ids, where=where)
 
     def _write(
         self,
@@ -292,6 +294,8 @@ class Retriever:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
         explain: bool = False,
     ) -> Hits:
         """Give the k best documents for a text, with their texts and metadata.
@@ -300,7 +304,7 @@ class Retriever:
         ----------
         text
             The question.
-        k, recall, params
+        k, recall, params, where, allow
             As for `Searcher.search`. k counts documents: a long one is found by its best passage.
         explain
             Whether each hit gets its `matches`: for every token of the query, the token of the
@@ -315,7 +319,9 @@ class Retriever:
         started = time.perf_counter()
         (query,) = self.encode_queries([text])
         encode_ms = 1_000 * (time.perf_counter() - started)
-        hits = searcher.search(query.values, k, recall=recall, params=params)
+        hits = searcher.search(
+            query.values, k, recall=recall, params=params, where=where, allow=allow
+        )
         return self._completed(searcher, text, query, hits, encode_ms, explain=explain)
 
     def search_batch(
@@ -325,6 +331,8 @@ class Retriever:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
         explain: bool = False,
     ) -> tuple[Hits, ...]:
         """Answer many texts: what `search` gives for each."""
@@ -333,7 +341,9 @@ class Retriever:
         queries = self.encode_queries(texts)
         encode_ms = 1_000 * (time.perf_counter() - started) / max(len(texts), 1)
         values = [query.values for query in queries]
-        answers = searcher.search_batch(values, k, recall=recall, params=params)
+        answers = searcher.search_batch(
+            values, k, recall=recall, params=params, where=where, allow=allow
+        )
         return tuple(
             self._completed(searcher, text, query, hits, encode_ms, explain=explain)
             for text, query, hits in zip(texts, queries, answers, strict=True)

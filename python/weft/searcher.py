@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from weft import _native
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.checks import check_fraction, check_int
 from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
+from weft.filters import Filters
 from weft.spool import WINDOW_MARK
 from weft.types import (
     Alignment,
@@ -28,10 +29,11 @@ from weft.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from weft.filters import Allowed
     from weft.snapshot import Place, Snapshot
 
 
@@ -64,6 +66,7 @@ class Searcher:
             check_threads(threads),
             snapshot.deleted,
         )
+        self._filters = Filters(snapshot)
 
     @property
     def generation(self) -> int:
@@ -92,6 +95,8 @@ class Searcher:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
     ) -> Hits:
         """Give the k documents with the highest MaxSim score, best first; equal scores by id.
 
@@ -106,16 +111,25 @@ class Searcher:
             None means 0.95.
         params
             Set every stage by hand instead; with `recall` an error.
+        where
+            Return only documents whose metadata match: `{"lang": "ja", "year": {"$gte": 2024}}`.
+            Operators are `$eq`, `$ne`, `$gt`, `$gte`, `$lt`, `$lte`, `$in`, `$nin`, `$prefix` and
+            `$exists`, joined by `$and`, `$or` and `$not`; several fields or operators mean all of
+            them. Nothing is coerced: 1, 1.0, "1" and true are different values, and a field that
+            is missing or of another type fails. `$ne`, `$nin` and `$not` are plain negations.
+        allow
+            Return only documents with these ids. Unknown ones are no error.
 
         Raises
         ------
         InvalidArgumentError
-            An empty query, another dim, a row that is not finite or all zero; k, recall or params
-            that cannot be.
+            An empty query, another dim, a row that is not finite or all zero; k, recall, params,
+            where or allow that cannot be; a field that no document has.
         """
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
-        return self._search(rows, k, self._operating_point(k, recall, params))
+        point = self._operating_point(k, recall, params)
+        return self._search(rows, k, point, self._filters.allowed(where, allow))
 
     def search_batch(
         self,
@@ -124,6 +138,8 @@ class Searcher:
         *,
         recall: float | None = None,
         params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
     ) -> tuple[Hits, ...]:
         """Answer many queries, spread over threads: what `search` gives for each.
 
@@ -131,7 +147,7 @@ class Searcher:
         ----------
         queries
             A sequence of `(n_tokens, dim)` arrays, or packed `(values, offsets)`.
-        k, recall, params
+        k, recall, params, where, allow
             As for `search`.
         """
         dim = self._manifest.config.dim
@@ -144,28 +160,40 @@ class Searcher:
         ]
         k = check_int("k", k, 1)
         point = self._operating_point(k, recall, params)
+        allowed = self._filters.allowed(where, allow)
         if not rows or self._n_windows == 0:
-            return tuple(self._search(row, k, point) for row in rows)
+            return tuple(self._search(row, k, point, allowed) for row in rows)
         n = self._first_n(k)
         answers = self._native.search_batch(
-            np.ascontiguousarray(values), found.offsets, n, native_params(point.params, n)
+            np.ascontiguousarray(values),
+            found.offsets,
+            n,
+            native_params(point.params, n),
+            None if allowed is None else allowed.bitmaps,
         )
         return tuple(
-            self._search(row, k, point, first=answer)
+            self._search(row, k, point, allowed, first=answer)
             for row, answer in zip(rows, answers, strict=True)
         )
 
-    def exact_search(self, query: object, k: int = defaults.k) -> Hits:
+    def exact_search(
+        self,
+        query: object,
+        k: int = defaults.k,
+        *,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
+    ) -> Hits:
         """Score every document from the best form that is stored of it; give the k best.
 
         That is the rows themselves in a small index and with `rerank="f16"`, else the codes with
-        what `rerank` adds to them.
+        what `rerank` adds to them. Parameters are those of `search`.
         """
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
         params = SearchParams(exhaustive=True, nrerank=max(self._n_windows, 1))
         point = OperatingPoint(k, None, None, None, params)
-        return self._search(rows, k, point)
+        return self._search(rows, k, point, self._filters.allowed(where, allow))
 
     def score(self, query: object, ids: Sequence[str]) -> NDArray[np.float32]:
         """Score exactly these documents, from the best form that is stored of them.
@@ -295,6 +323,7 @@ class Searcher:
         rows: NDArray[np.float32],
         k: int,
         point: OperatingPoint,
+        allowed: Allowed | None,
         first: _native.Found | None = None,
     ) -> Hits:
         started = time.perf_counter()
@@ -302,8 +331,9 @@ class Searcher:
         hits: list[Hit] = []
         path = "exhaustive"
         n = self._first_n(k)
+        bitmaps = None if allowed is None else allowed.bitmaps
         while self._n_windows > 0:
-            found = first or self._native.search(rows, n, native_params(point.params, n))
+            found = first or self._native.search(rows, n, native_params(point.params, n), bitmaps)
             first = None
             for stage, value in found.timings_ms.items():
                 timings[stage] = timings.get(stage, 0.0) + value
@@ -316,7 +346,7 @@ class Searcher:
             timings["search"] = 1_000 * (time.perf_counter() - started)
         return Hits(
             hits=tuple(hits[:k]),
-            n_matching=self._n_matching,
+            n_matching=self._n_matching if allowed is None else allowed.n_matching,
             operating_point=point if path == point.path else replace(point, path=path),
             timings_ms=timings,
             device=self.device,

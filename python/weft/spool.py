@@ -203,7 +203,7 @@ class Spool:
 
     def refill(self, old: Spool) -> None:
         """Take over what another spool holds, without what was dropped from it."""
-        found = old._select(
+        found = old.select(
             "SELECT doc, n_windows, id, text FROM ids JOIN document USING (doc) ORDER BY doc"
         )
         lengths, rows = old.lengths().astype(np.int64), old.rows()
@@ -222,11 +222,11 @@ class Spool:
             self.append(batch, blocks)
 
     def _metadata(self, doc: int) -> dict[str, tuple[str, Scalar]]:
-        found = self._select("SELECT field, type, value FROM metadata WHERE doc = ?", doc)
+        found = self.select("SELECT field, type, value FROM metadata WHERE doc = ?", doc)
         return {field: (kind, value) for field, kind, value in found}
 
     def _places(self, window: int) -> bytes | None:
-        found = list(self._select("SELECT places FROM spans WHERE window = ?", window))
+        found = list(self.select("SELECT places FROM spans WHERE window = ?", window))
         return found[0][0] if found else None
 
     def _insert(self, batch: Batch) -> None:
@@ -269,13 +269,13 @@ class Spool:
         """Give the first window of each document, and the number of windows at the end."""
         if self.n_docs == self.n_windows:
             return np.arange(self.n_docs + 1)
-        found = self._select("SELECT doc FROM document ORDER BY doc")
+        found = self.select("SELECT doc FROM document ORDER BY doc")
         starts = np.fromiter((row[0] for row in found), np.int64, self.n_docs)
         return np.append(starts, self.n_windows)
 
     def ids(self, first: int, last: int) -> Iterator[str]:
         """Give the ids that the windows [first, last) are stored under."""
-        found = self._select(
+        found = self.select(
             "SELECT id, n_windows FROM ids JOIN document USING (doc) WHERE doc >= ? AND doc < ? "
             "ORDER BY doc",
             first,
@@ -292,7 +292,8 @@ class Spool:
             copy_documents(made, "spool", first, last, 0)
             made.execute("COMMIT")
 
-    def _select(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
+    def select(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        """Give the rows of a statement, one by one."""
         with sqlite_errors(self._path, reading=True):
             yield from self._connection.execute(sql, values)
 

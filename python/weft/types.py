@@ -58,6 +58,10 @@ class Defaults:
     id_bytes: int = 1_024
     """Longest document id, in bytes of UTF-8."""
     encoder_batch: int = 32
+    filter_terms: int = 64
+    """Conditions of a filter, how deep they may be nested, and values of one `$in`, at most."""
+    filter_depth: int = 8
+    filter_values: int = 1_000
 
 
 defaults = Defaults()

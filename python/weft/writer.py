@@ -16,6 +16,7 @@ import numpy as np
 
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.batches import check_batch, check_each_id, check_ids
+from weft.bitmaps import as_mask
 from weft.builder import Build
 from weft.checks import check_device
 from weft.compaction import worth_merging
@@ -26,6 +27,7 @@ from weft.errors import (
     WeftError,
     WriterClosedError,
 )
+from weft.filters import Windows, evaluate, parse, require_fields
 from weft.manifest import (
     Manifest,
     garbage,
@@ -35,7 +37,7 @@ from weft.manifest import (
     publish,
 )
 from weft.planning import parse_ram
-from weft.snapshot import Snapshot
+from weft.snapshot import Place, Snapshot
 from weft.spool import Mark, Spool
 from weft.tombstones import Deletions
 from weft.tuner import TuningQueries
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from weft.snapshot import Place
+    from weft.filters import Filter
     from weft.storage import Directory
     from weft.types import Progress
 
@@ -200,7 +202,9 @@ class Writer:
         """Give the place of a committed document that is not deleted, by us or before."""
         return self._snapshot.find(doc_id, self._deletions.words)
 
-    def delete(self, ids: Sequence[str]) -> int:
+    def delete(
+        self, ids: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> int:
         """Delete documents, committed ones and ones just added; they are gone after `commit`.
 
         Parameters
@@ -208,6 +212,8 @@ class Writer:
         ids
             A long document goes with all its windows. An unknown id is no error, so that a
             deletion may be repeated.
+        where
+            Delete what a filter finds instead; see `Searcher.search`.
 
         Returns
         -------
@@ -216,13 +222,33 @@ class Writer:
         Raises
         ------
         InvalidArgumentError
-            Something that cannot be an id; then nothing is deleted.
+            Something that cannot be an id or a filter, both or neither; then nothing is deleted.
         """
         spool = self._open_spool()
+        if (ids is None) == (where is None):
+            raise InvalidArgumentError("ids and where: expected one of them")
+        if ids is None:
+            return self._delete_matching(spool, parse(where))
         checked = dict.fromkeys(check_each_id(ids))
         n_deleted = spool.drop(list(checked))
         for doc_id in checked:
             n_deleted += self._delete_committed(doc_id)
+        return n_deleted
+
+    def _delete_matching(self, spool: Spool, found: Filter) -> int:
+        segments = [Windows(segment) for segment in self._snapshot.segments]
+        require_fields(found, [spool, *(windows.table for windows in segments)])
+        masks = [windows.matching(found) for windows in segments]
+        spooled = evaluate(found, spool, spool.n_windows)
+        n_deleted = spool.drop(
+            [doc_id for doc, doc_id in spool.select("SELECT doc, id FROM ids") if spooled[doc]]
+        )
+        for number, (windows, mask) in enumerate(zip(segments, masks, strict=True)):
+            left = mask & ~as_mask(self._deletions.words[number], windows.n)
+            firsts, counts = windows.documents(left)
+            for first, n_windows in zip(firsts.tolist(), counts.tolist(), strict=True):
+                self._deletions.add(Place(number, first, n_windows))
+            n_deleted += len(firsts)
         return n_deleted
 
     def _delete_committed(self, doc_id: str) -> bool:

@@ -176,7 +176,7 @@ def test_any_bytes_are_places_or_refused(blob, n_tokens):
         ({"": "x"}, "metadata field ''"),
         ({"a": None}, "metadata field 'a' is NoneType.*leave out"),
         ({"a": ["x"]}, "metadata field 'a' is list"),
-        ({"a": 2**63}, "expected 64 bits"),
+        ({"a": 2**63}, "takes 64 bits, expected 63 at most"),
         ({"a": float("nan")}, "expected a finite number"),
         ({"a": "\ud800"}, "surrogate"),
     ],

@@ -23,6 +23,7 @@ PYTHON_LAYERS = [
     {"manifest", "documents", "planning"},
     {"spool"},
     {"snapshot"},
+    {"filters"},
     {"batches", "searcher"},
     {"compaction", "tombstones", "tuner", "verification"},
     {"new_files"},
