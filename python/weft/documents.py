@@ -43,6 +43,8 @@ CREATE TABLE metadata(doc INTEGER NOT NULL, field TEXT NOT NULL, type TEXT NOT N
                       PRIMARY KEY(doc, field)) WITHOUT ROWID;
 CREATE TABLE spans(window INTEGER PRIMARY KEY, places BLOB NOT NULL);
 """
+BY_VALUE = "CREATE INDEX metadata_by_value ON metadata(field, type, value);"
+"""What filters look things up in; a file without it is read just the same, from end to end."""
 TABLES = {
     "document": ("doc", "n_windows", "text"),
     "metadata": ("doc", "field", "type", "value"),
@@ -110,6 +112,7 @@ def merge_documents(
             if store is not None:
                 made.execute("COMMIT")
                 made.execute("DETACH source")
+        made.execute(BY_VALUE)
 
 
 class DocumentStore:

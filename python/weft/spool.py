@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.documents import SCHEMA, TABLES, connect_new, copy_documents, sqlite_errors
+from weft.documents import BY_VALUE, SCHEMA, TABLES, connect_new, copy_documents, sqlite_errors
 from weft.errors import InvalidArgumentError, WeftError
 
 if TYPE_CHECKING:
@@ -290,6 +290,7 @@ class Spool:
             made.execute("ATTACH ? AS spool", (str(self._path),))
             made.executescript(f"BEGIN; {SCHEMA}")
             copy_documents(made, "spool", first, last, 0)
+            made.execute(BY_VALUE)
             made.execute("COMMIT")
 
     def select(self, sql: str, *values: object) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@
 import json
 import sqlite3
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,3 +378,21 @@ def test_damaged_metadata_are_named(make_index, docs):
         with pytest.raises(errors.CorruptIndexError, match=path.name):
             weft.Index.open(index.path).search(unit_rows(np.random.default_rng(1), 2, 8),
                                                where={"n": 1})  # fmt: skip
+
+
+def test_files_made_before_there_was_an_index_of_values(make_index, docs, monkeypatch):
+    monkeypatch.setattr("weft.spool.BY_VALUE", "SELECT 1")
+    old = collection(make_index, docs)
+    monkeypatch.undo()
+    new = collection(make_index, docs)
+    where = {"$or": [{"n": {"$lt": 50}}, {"name": {"$prefix": "doc 2"}}]}
+    hits = new.search(docs[1], k=99, where=where).hits
+    assert old.search(docs[1], k=99, where=where).hits == hits
+    old.compact()
+    assert old.search(docs[1], k=99, where=where).hits == hits
+    golden = weft.Index.open(Path(__file__).parents[1] / "golden" / "data" / "v1" / "plane")
+    query = np.eye(golden.config.dim)[:2]
+    found = golden.search(query, k=60, where={"even": True, "half": {"$gt": 20.0}})
+    assert sorted(golden.documents([hit.id])[0].metadata["number"] for hit in found) == list(
+        range(42, 60, 2)
+    )
