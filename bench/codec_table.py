@@ -2,7 +2,6 @@
 """The codec table: recall of exhaustive search over decoded tokens against exact MaxSim.
 
     python bench/codec_table.py FOLDER [FOLDER ...] [--queries 200] [--out table.jsonl]
-    python bench/codec_table.py --synthetic 300000
 
 A folder holds values.f16.npy [n, dim], offsets.npy, query_values.npy f32 and query_offsets.npy.
 Every row of the table is one code; all of them score the same documents for the same queries, in
@@ -48,31 +47,6 @@ def load(folder: Path, n_queries: int) -> Embeddings:
         np.load(folder / "offsets.npy").astype(np.int64),
         np.concatenate(parts),
         np.cumsum([0] + [len(part) for part in parts]),
-    )
-
-
-def synthetic(n_tokens: int, n_queries: int, dim: int = 128) -> Embeddings:
-    """Clustered tokens; a query is a few noisy tokens of one document."""
-    random = np.random.default_rng(SEED)
-    lengths = random.integers(20, 180, n_tokens // 100)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    n = int(offsets[-1])
-    centres = random.standard_normal((max(16, n // 200), dim))
-    weights = 1 / np.arange(1, len(centres) + 1) ** 0.7
-    labels = random.choice(len(centres), n, p=weights / weights.sum())
-    rows = centres[labels] + 0.8 * random.standard_normal((n, dim))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    queries = []
-    for doc in random.integers(0, len(lengths), n_queries):
-        picks = random.integers(offsets[doc], offsets[doc + 1], 16)
-        query = rows[picks] + 0.05 * random.standard_normal((16, dim))
-        queries.append(query / np.linalg.norm(query, axis=1, keepdims=True))
-    return Embeddings(
-        f"synthetic-{n}",
-        rows.astype(np.float16),
-        offsets,
-        np.concatenate(queries).astype(np.float32),
-        16 * np.arange(n_queries + 1),
     )
 
 
@@ -232,16 +206,12 @@ def markdown(lines: list[dict[str, object]]) -> str:
 def main() -> None:
     """Read the arguments, print a table per set, append every line to a file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--synthetic", type=int, metavar="TOKENS", help="a set made on the spot")
+    parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     args = parser.parse_args()
-    sets = [load(folder, args.queries) for folder in args.folders]
-    if args.synthetic:
-        sets.append(synthetic(args.synthetic, args.queries))
-    for data in sets:
+    for data in (load(folder, args.queries) for folder in args.folders):
         lines = measure(data, args.threads)
         print(markdown(lines), flush=True)
         if args.out:

