@@ -54,10 +54,16 @@ void BaseScores::learn(std::span<const uint32_t> fines) {
   }
   unknown_.resize(fines.size() + 1);
   size_t count = 0;
+  const size_t dim = codec_->padded_dim();
   for (const uint32_t fine : fines) {
-    unknown_[count] = fine;
-    count += known_[fine] == 0 ? 1 : 0;
-    known_[fine] = 1;
+    if (known_[fine] == 0) {
+      known_[fine] = 1;
+      unknown_[count++] = fine;
+      const int8_t* const centroid = codec_->fine().data() + fine * dim;
+      for (size_t d = 0; d < dim; d += 64) {
+        __builtin_prefetch(centroid + d);
+      }
+    }
   }
   if (count > 0) {
     learn_listed(std::span(unknown_).first(count));

@@ -151,7 +151,15 @@ void open_cells(const PreparedQuery& query, const Codec& codec, BaseScores& scor
   const kernels::ByteTile tile = query.rotated.view();
   const int16_t factor =
       table_factor(codec.fine_scale(), scores.shift(), query.scale, out.table_unit);
-  for (const uint32_t cell : out.opened) {
+  for (size_t i = 0; i < out.opened.size(); ++i) {
+    const uint32_t cell = out.opened[i];
+    if (i + 1 < out.opened.size()) {
+      const size_t next = child_offsets[out.opened[i + 1]];
+      const size_t end = child_offsets[out.opened[i + 1] + 1];
+      for (size_t at = next * tile.dim; at < end * tile.dim; at += 64) {
+        __builtin_prefetch(codec.fine().data() + at, 0, 2);
+      }
+    }
     const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
     uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
     score_rows(kernels::active(), tile, codec.fine().subspan(begin * tile.dim, count * tile.dim),
