@@ -19,10 +19,12 @@ SEED = 42
 SPECTRUM = 0.6  # the i-th of the squared axes of a cloud of tokens is about i ** -0.6
 COMMON, SUBJECT, SENTENCE, WORD, NOISE = 0.06, 0.22, 0.07, 0.53, 0.12  # of a token; they add to 1
 FIELD, TOPIC, OWN = 0.45, 0.35, 0.2  # of a subject
+QUERIED_BLOCKS = 20  # the first ones, so that not all are made again for queries
 N_WORDS, N_FIELDS, TOPIC_WORDS = 30_000, 12, 150
 TOPICAL = 0.45  # share of a document's words that its topic chooses
 KEPT = 0.6  # share of a query's words that its document has
 SENTENCE_TOKENS, MEAN_TOKENS, DOCS_PER_TOPIC, DOCS_PER_BLOCK = 20, 160, 60, 1024
+TOKENS_AT_ONCE = 2048  # they stay in cache
 
 
 class Block(NamedTuple):
@@ -59,10 +61,10 @@ class Synthetic:
         """Give (values f32, offsets, number of the planted document) of at most n_queries."""
         random = self._random(-2)
         values, planted, first_doc = [], [], 0
-        n_docs = max(self.n_tokens // MEAN_TOKENS, 1)
+        n_blocks = max(1, self.n_tokens // (MEAN_TOKENS * self.docs_per_block))
+        per_block = -(-n_queries // min(n_blocks, QUERIED_BLOCKS))
         for block in self._blocks():
-            share = len(block.lengths) / n_docs * n_queries
-            count = min(max(round(share), 1), len(block.lengths), n_queries - len(planted))
+            count = min(per_block, len(block.lengths), n_queries - len(planted))
             ends = np.cumsum(block.lengths)
             for doc in random.choice(len(ends), count, replace=False):
                 size = int(random.integers(8, 33))
@@ -103,14 +105,17 @@ class Synthetic:
             left -= int(lengths.sum())
 
     def _tokens(self, random, subjects, sentences, words) -> np.ndarray:
-        noise = self._directions(random, len(words))
-        return _mix(
-            (COMMON, self._common),
-            (SUBJECT, subjects),
-            (SENTENCE, sentences),
-            (WORD, self._word_vectors[words]),
-            (NOISE, noise),
-        )
+        made = np.empty((len(words), self.dim), np.float32)
+        for first in range(0, len(words), TOKENS_AT_ONCE):
+            part = slice(first, first + TOKENS_AT_ONCE)
+            made[part] = _mix(
+                (COMMON, self._common),
+                (SUBJECT, subjects[part]),
+                (SENTENCE, sentences[part]),
+                (WORD, self._word_vectors[words[part]]),
+                (NOISE, self._directions(random, len(words[part]))),
+            )
+        return made
 
     def _words(self, random: np.random.Generator, topics: np.ndarray) -> np.ndarray:
         """Give a word for every token of these topics."""
