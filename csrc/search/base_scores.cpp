@@ -6,6 +6,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/parallel.h"
 #include "kernels/dispatch.h"
 
 namespace weft {
@@ -13,6 +14,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kRowsAtOnce = 64;  // they and their dots stay in the L1 cache
+constexpr size_t kRowsAhead = 8;    // they lie scattered: fetched before they are copied
 
 template <class T>
 void grow(AlignedBuffer<T>& buffer, size_t n) {
@@ -38,62 +40,64 @@ void BaseScores::start(const PreparedQuery& query, const Codec& codec) {
   lanes_ = query.rotated.view().lanes();
   shift_ = shift_for(query.longest * codec.longest_fine());
   unit_ = query.scale * codec.fine_scale() * std::ldexp(1.0f, static_cast<int>(shift_));
-  all_ = false;
   const size_t n_fine = codec.n_fine();
   grow(rows_, (n_fine + 1) * lanes_);
   std::fill_n(rows_.data() + n_fine * lanes_, lanes_, INT16_MIN);
   known_.assign(n_fine + 1, 0);
   known_[n_fine] = 1;
-  grow(centroids_, kRowsAtOnce * codec.padded_dim());
-  grow(dots_, kRowsAtOnce * lanes_);
 }
 
-void BaseScores::learn(std::span<const uint32_t> fines) {
-  if (all_) {
+void BaseScores::learn(std::span<const uint32_t> fines, size_t threads) {
+  const auto unknown = [&](uint32_t fine) { return known_[fine] == 0; };
+  const auto first = std::ranges::find_if(fines, unknown);
+  if (first == fines.end()) {
     return;
   }
-  unknown_.resize(fines.size() + 1);
-  size_t count = 0;
   const size_t dim = codec_->padded_dim();
-  for (const uint32_t fine : fines) {
+  unknown_.clear();
+  for (const uint32_t fine : std::span(first, fines.end())) {
     if (known_[fine] == 0) {
       known_[fine] = 1;
-      unknown_[count++] = fine;
-      const int8_t* const centroid = codec_->fine().data() + fine * dim;
-      for (size_t d = 0; d < dim; d += 64) {
-        __builtin_prefetch(centroid + d);
-      }
+      unknown_.push_back(fine);
     }
   }
-  if (count > 0) {
-    learn_listed(std::span(unknown_).first(count));
+  if (centroids_.size() < threads) {
+    centroids_.resize(threads);
+    dots_.resize(threads);
   }
+  parallel_for(
+      unknown_.size(), threads,
+      [&](size_t begin, size_t end, size_t worker) {
+        grow(centroids_[worker], kRowsAtOnce * dim);
+        grow(dots_[worker], kRowsAtOnce * lanes_);
+        compute(std::span(unknown_).subspan(begin, end - begin), centroids_[worker], dots_[worker]);
+      },
+      kRowsAtOnce);
 }
 
-void BaseScores::learn_listed(std::span<const uint32_t> fines) {
-  const kernels::Kernels& kernel = kernels::active();
+void BaseScores::compute(std::span<const uint32_t> fines, AlignedBuffer<int8_t>& centroids,
+                         AlignedBuffer<int32_t>& dots) {
   const kernels::ByteTile tile = query_->rotated.view();
-  const int8_t* const centroids = codec_->fine().data();
-  for (size_t first = 0; first < fines.size(); first += kRowsAtOnce) {
-    const auto some = fines.subspan(first, std::min(kRowsAtOnce, fines.size() - first));
-    for (size_t i = 0; i < some.size(); ++i) {
-      std::memcpy(centroids_.data() + i * tile.dim, centroids + some[i] * tile.dim, tile.dim);
+  const int8_t* const all = codec_->fine().data();
+  for (size_t i = 0; i < fines.size(); ++i) {
+    for (size_t d = 0; d < tile.dim && i + kRowsAhead < fines.size(); d += 64) {
+      __builtin_prefetch(all + fines[i + kRowsAhead] * tile.dim + d);
     }
-    kernel.tile_dots(tile, centroids_.data(), some.size(), dots_.data());
-    for (size_t i = 0; i < some.size(); ++i) {
-      int16_t* const row = rows_.data() + some[i] * lanes_;
-      for (size_t lane = 0; lane < lanes_; ++lane) {
-        row[lane] = static_cast<int16_t>(dots_[i * lanes_ + lane] >> shift_);
-      }
+    std::memcpy(centroids.data() + i * tile.dim, all + fines[i] * tile.dim, tile.dim);
+  }
+  kernels::active().tile_dots(tile, centroids.data(), fines.size(), dots.data());
+  for (size_t i = 0; i < fines.size(); ++i) {
+    int16_t* const row = rows_.data() + fines[i] * lanes_;
+    for (size_t lane = 0; lane < lanes_; ++lane) {
+      row[lane] = static_cast<int16_t>(dots[i * lanes_ + lane] >> shift_);
     }
   }
 }
 
-void BaseScores::learn_all() {
+void BaseScores::learn_all(size_t threads) {
   std::vector<uint32_t> every(codec_->n_fine());
   std::iota(every.begin(), every.end(), 0u);
-  learn(every);
-  all_ = true;
+  learn(every, threads);
 }
 
 int16_t* BaseScores::fill(size_t first, size_t count) {

@@ -27,27 +27,27 @@ class BaseScores {
   /// damaged code reads: the lowest score there is.
   const int16_t* rows() const noexcept { return rows_.data(); }
 
-  /// Computes the scores of those `fines` (n_fine for the sentinel) that are not known.
-  void learn(std::span<const uint32_t> fines);
-  /// Computes all of them; learn() is safe from several threads then.
-  void learn_all();
+  /// Computes the scores of those `fines` (n_fine for the sentinel) that are not known. Where all are,
+  /// this is safe from several threads.
+  void learn(std::span<const uint32_t> fines, size_t threads = 1);
+  void learn_all(size_t threads);
   /// The rows of centroids [first, first + count), which the caller fills.
   int16_t* fill(size_t first, size_t count);
 
  private:
-  void learn_listed(std::span<const uint32_t> fines);
+  void compute(std::span<const uint32_t> fines, AlignedBuffer<int8_t>& centroids,
+               AlignedBuffer<int32_t>& dots);
 
   const PreparedQuery* query_ = nullptr;
   const Codec* codec_ = nullptr;
   size_t lanes_ = 0;
   unsigned shift_ = 0;
   float unit_ = 0.0f;
-  bool all_ = false;
   AlignedBuffer<int16_t> rows_;
   std::vector<uint8_t> known_;
   std::vector<uint32_t> unknown_;
-  AlignedBuffer<int8_t> centroids_;
-  AlignedBuffer<int32_t> dots_;
+  std::vector<AlignedBuffer<int8_t>> centroids_;  ///< per thread, as are the dots
+  std::vector<AlignedBuffer<int32_t>> dots_;
 };
 
 /// Smallest shift that brings dots of at most `bound` into int16.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "kernels/dispatch.h"
 
 namespace weft {
@@ -14,6 +15,7 @@ constexpr uint32_t kTableShare = 10;
 constexpr uint32_t kGainShare = 3;
 /// Documents lie scattered: their centroid numbers are fetched while earlier ones are scored.
 constexpr size_t kDocsAhead = 4;
+constexpr size_t kDocsAtOnce = 128;  // taken by a thread at a time
 
 template <class T>
 void prefetch(const T* first, size_t n) {
@@ -33,26 +35,29 @@ void prefetch_centroids(const Segment& segment, uint32_t doc) {
 
 void interact(std::span<const std::shared_ptr<const Segment>> segments, const Codec& codec,
               const Probe& probe, std::vector<Candidate>& candidates, size_t count,
-              AlignedBuffer<uint8_t>& best) {
+              AlignedBuffer<uint8_t>& best, size_t threads) {
   const kernels::Kernels& kernel = kernels::active();
   const kernels::ScoreTable table = probe.score_table(codec);
   if (best.size() < candidates.size() * probe.lanes) {
     best.resize(candidates.size() * probe.lanes);
   }
-  for (uint32_t i = 0; i < candidates.size(); ++i) {
-    if (i + kDocsAhead < candidates.size()) {
-      const DocRef ahead = candidates[i + kDocsAhead].ref;
-      prefetch_centroids(*segments[ahead.segment], ahead.doc);
+  const auto score = [&](size_t begin, size_t end, size_t) {
+    for (size_t i = begin; i < end; ++i) {
+      if (i + kDocsAhead < candidates.size()) {
+        const DocRef ahead = candidates[i + kDocsAhead].ref;
+        prefetch_centroids(*segments[ahead.segment], ahead.doc);
+      }
+      Candidate& candidate = candidates[i];
+      const Segment& segment = *segments[candidate.ref.segment];
+      const uint64_t first = segment.doc_offsets()[candidate.ref.doc];
+      const uint32_t sum = kernel.table_maxsim(
+          table, segment.parents().data() + first, segment.children().data() + first,
+          segment.length(candidate.ref.doc), best.data() + i * probe.lanes);
+      candidate.value = kTableShare * sum + kGainShare * (candidate.value << probe.gain_shift);
+      candidate.row = static_cast<uint32_t>(i);
     }
-    Candidate& candidate = candidates[i];
-    const Segment& segment = *segments[candidate.ref.segment];
-    const uint64_t first = segment.doc_offsets()[candidate.ref.doc];
-    const uint32_t sum = kernel.table_maxsim(
-        table, segment.parents().data() + first, segment.children().data() + first,
-        segment.length(candidate.ref.doc), best.data() + i * probe.lanes);
-    candidate.value = kTableShare * sum + kGainShare * (candidate.value << probe.gain_shift);
-    candidate.row = i;
-  }
+  };
+  parallel_for(candidates.size(), threads, score, kDocsAtOnce);
   keep_largest(candidates, count);
 }
 

@@ -20,7 +20,7 @@ namespace weft {
 /// Row `candidate.row` of `best` [n candidates][lanes] becomes the largest table entries of a document.
 void interact(std::span<const std::shared_ptr<const Segment>> segments, const Codec& codec,
               const Probe& probe, std::vector<Candidate>& candidates, size_t count,
-              AlignedBuffer<uint8_t>& best);
+              AlignedBuffer<uint8_t>& best, size_t threads);
 
 /// Finds the leaders of documents: the tokens whose table entry is the document's largest for some query
 /// token. A seventh to a quarter of the tokens lead, and their codes alone tell well which documents are

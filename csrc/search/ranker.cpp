@@ -11,7 +11,7 @@ namespace weft {
 
 namespace {
 
-constexpr size_t kDocsAtOnce = 64;  // taken by a thread at a time
+constexpr size_t kDocsAtOnce = 16;  // taken by a thread at a time
 
 }  // namespace
 
@@ -58,30 +58,57 @@ void Ranker::score_each(std::vector<Candidate>& candidates, size_t keep, const S
   keep_best(candidates, keep);
 }
 
-void Ranker::skim(std::vector<Candidate>& candidates, size_t keep) {
-  LeaderFinder finder(probe_, *segments_.front()->codec(), query_.n_tokens);
-  const auto find = [&](size_t i, std::vector<uint32_t>& leaders) {
-    const auto& [ref, value, row] = candidates[i];
-    finder.find(*segments_[ref.segment], ref.doc, scratch_.table_best.data() + row * probe_.lanes,
-                leaders);
-  };
-  // While one document is scored, the leaders of the next are known and their codes on the way.
-  std::vector<uint32_t> now, next;
-  find(0, now);
-  scored_.resize(candidates.size());
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    if (i + 1 < candidates.size()) {
-      find(i + 1, next);
-    }
-    const DocRef ref = candidates[i].ref;
-    scored_[i] = {scorer_.score_tokens(*segments_[ref.segment], ref.doc, now, scratch_.score[0]),
-                  ref, 0};
-    std::swap(now, next);
+void Ranker::learn(std::span<const Candidate> candidates,
+                   std::span<const std::vector<uint32_t>> tokens) {
+  const Codec* const codec = segments_.empty() ? nullptr : segments_.front()->codec();
+  if (codec == nullptr) {
+    return;
   }
-  keep_best(candidates, keep);
+  auto& fines = scratch_.fines;
+  fines.clear();
+  for (size_t i = 0; i < candidates.size() && fines.size() < codec->n_fine(); ++i) {
+    const DocRef ref = candidates[i].ref;
+    const Segment& segment = *segments_[ref.segment];
+    const uint16_t* const parents = segment.parents().data() + segment.doc_offsets()[ref.doc];
+    const uint8_t* const children = segment.children().data() + segment.doc_offsets()[ref.doc];
+    const size_t n = tokens.empty() ? segment.length(ref.doc) : tokens[i].size();
+    for (size_t j = 0; j < n; ++j) {
+      const size_t t = tokens.empty() ? j : tokens[i][j];
+      fines.push_back(codec->fine_of(parents[t], children[t]));
+    }
+  }
+  if (fines.size() < codec->n_fine()) {
+    base_.learn(fines, threads_);
+  } else {
+    base_.learn_all(threads_);
+  }
+}
+
+void Ranker::skim(std::vector<Candidate>& candidates, size_t keep) {
+  auto& leaders = scratch_.leaders;
+  if (leaders.size() < candidates.size()) {
+    leaders.resize(candidates.size());
+  }
+  parallel_for(
+      candidates.size(), threads_,
+      [&](size_t begin, size_t end, size_t) {
+        LeaderFinder finder(probe_, *segments_.front()->codec(), query_.n_tokens);
+        for (size_t i = begin; i < end; ++i) {
+          const auto& [ref, value, row] = candidates[i];
+          finder.find(*segments_[ref.segment], ref.doc,
+                      scratch_.table_best.data() + row * probe_.lanes, leaders[i]);
+        }
+      },
+      kDocsAtOnce);
+  learn(candidates, leaders);
+  score_each(candidates, keep, [&](size_t i, ScoreScratch& scratch) {
+    const DocRef ref = candidates[i].ref;
+    return scorer_.score_tokens(*segments_[ref.segment], ref.doc, leaders[i], scratch);
+  });
 }
 
 void Ranker::refine(std::vector<Candidate>& candidates, size_t keep, bool rerank_follows) {
+  learn(candidates, {});
   if (!rerank_follows) {
     score_each(candidates, keep, [&](size_t i, ScoreScratch& scratch) {
       const DocRef ref = candidates[i].ref;
@@ -100,6 +127,9 @@ void Ranker::refine(std::vector<Candidate>& candidates, size_t keep, bool rerank
 }
 
 void Ranker::rerank(std::vector<Candidate>& candidates, size_t keep, bool refined) {
+  if (!refined) {
+    learn(candidates, {});
+  }
   score_each(candidates, keep, [&](size_t i, ScoreScratch& scratch) {
     const auto& [ref, value, row] = candidates[i];
     const Segment& segment = *segments_[ref.segment];

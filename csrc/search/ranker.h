@@ -20,7 +20,9 @@ namespace weft {
 /// Buffers of a Ranker, reused between queries.
 struct RankScratch {
   AlignedBuffer<uint8_t> table_best;           ///< [candidates][lanes], see interact()
+  std::vector<std::vector<uint32_t>> leaders;  ///< per skimmed candidate, see LeaderFinder
   std::vector<std::vector<uint32_t>> reached;  ///< per refined candidate, see score_and_reach()
+  std::vector<uint32_t> fines;                 ///< centroids that a stage needs the scores of
   std::vector<ScoreScratch> score;             ///< per thread
 };
 
@@ -40,6 +42,7 @@ class Ranker {
       : segments_(segments),
         query_(query),
         probe_(probe),
+        base_(base),
         scorer_(query, base),
         scratch_(scratch),
         threads_(threads),
@@ -59,12 +62,15 @@ class Ranker {
   /// Scores every candidate with score(candidate number, scratch of the thread), in parallel.
   template <class Score>
   void score_each(std::vector<Candidate>& candidates, size_t keep, const Score& score);
+  /// Has the base scores ready that `tokens` of each candidate need, or all its tokens where that is empty.
+  void learn(std::span<const Candidate> candidates, std::span<const std::vector<uint32_t>> tokens);
   void keep_best(std::vector<Candidate>& candidates, size_t keep);
   bool better(const Scored& a, const Scored& b) const;
 
   std::span<const std::shared_ptr<const Segment>> segments_;
   const PreparedQuery& query_;
   const Probe& probe_;
+  BaseScores& base_;
   DocumentScorer scorer_;
   RankScratch& scratch_;
   size_t threads_;

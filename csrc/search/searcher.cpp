@@ -158,7 +158,8 @@ void Searcher::require_doc(uint32_t segment, uint32_t doc) const {
 bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                                      uint64_t n_matching) const {
   const auto n_docs = static_cast<double>(n_matching);
-  const double length = mean_length();
+  const double length =
+      static_cast<double>(n_tokens_) / static_cast<double>(std::max<uint64_t>(n_matching_, 1));
   const double width = static_cast<double>(query.exact.view().lanes()) / 32.0 *
                        static_cast<double>(codec_->padded_dim()) / 128.0;
   const double opened = std::min<double>(codec_->n_coarse(),
@@ -176,10 +177,6 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
   const double exhaustive = std::min<double>(codec_->n_fine(), scanned) * kCentroidCost * width +
                             scanned * kScanCost * width;
   return exhaustive <= pruned;
-}
-
-double Searcher::mean_length() const {
-  return static_cast<double>(n_tokens_) / static_cast<double>(std::max<uint64_t>(n_matching_, 1));
 }
 
 std::span<const BitmapView> Searcher::matching(std::span<const BitmapView> allow,
@@ -241,7 +238,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     if (!found.exhaustive) {
       if (candidates.size() > params.nrefine) {
         interact(segments_, *codec_, scratch.probe, candidates,
-                 std::max(params.nskim, params.nrefine), scratch.rank.table_best);
+                 std::max(params.nskim, params.nrefine), scratch.rank.table_best, threads);
       }
       clock.finished(Stage::interact);
       if (trace != nullptr) {
@@ -250,22 +247,13 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
     }
   }
   if (found.exhaustive) {
-    // Threads share the base scores, so they have to be known; the tokens of a few documents need few.
-    const auto scanned = static_cast<double>(found.n_matching) * mean_length();
-    if (codec_ != nullptr && scanned < codec_->n_fine()) {
-      threads = 1;
-    } else if (codec_ != nullptr) {
-      scratch.base.learn_all();
-      clock.finished(Stage::probe);
-    }
     candidates = every_document(matches, found.n_matching);
     found.n_candidates = candidates.size();
   }
 
   // A pruned search notes in refine what the rerank has to read; an exhaustive one would have to for every
   // document. A rerank that takes every candidate makes the refine before it idle.
-  Ranker ranker(segments_, prepared, scratch.probe, scratch.base, scratch.rank,
-                found.exhaustive ? threads : 1, poll);
+  Ranker ranker(segments_, prepared, scratch.probe, scratch.base, scratch.rank, threads, poll);
   if (!found.exhaustive && params.nskim > 0 && candidates.size() > params.nrefine) {
     found.n_skimmed = candidates.size();
     ranker.skim(candidates, params.nrefine);

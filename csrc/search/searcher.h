@@ -59,8 +59,7 @@ class Searcher {
   ~Searcher();
 
   /// The best k documents. `allow`: one bitmap per segment, without words for all of it, or empty for
-  /// all. An exhaustive search (asked for, or cheaper by the cost model) is spread over threads; a pruned
-  /// one runs on the caller.
+  /// all. Documents are scored by all threads, whose number changes no bit of an answer.
   Found search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                std::span<const BitmapView> allow, const std::function<bool()>& poll = {},
                Trace* trace = nullptr) const;
@@ -95,8 +94,6 @@ class Searcher {
                    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
   bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                              uint64_t n_matching) const;
-  /// Tokens of a document, on average.
-  double mean_length() const;
   /// One bitmap per segment of the documents that this search may return.
   std::span<const BitmapView> matching(std::span<const BitmapView> allow, Scratch& scratch) const;
   void add_segment(const Segment& segment, BitmapView deleted);

@@ -271,11 +271,13 @@ def test_pruned_with_everything_allowed_equals_exhaustive(built: Built) -> None:
 def test_batch_is_one_by_one_for_any_number_of_threads(built: Built) -> None:
     values = np.concatenate(built.queries)
     offsets = np.cumsum([0, *map(len, built.queries)]).astype(np.uint64)
-    batch = built.searcher.search_batch(values, offsets, 7, params())
-    for query, found in zip(built.queries, batch, strict=True):
-        one = built.searcher.search(query, 7, params())
-        assert found.ids == one.ids
-        assert found.scores.tobytes() == one.scores.tobytes()
+    every_stage = params(budget=2000, ncandidates=200, nskim=150, nrefine=100, nrerank=80)
+    for how in (params(), every_stage, params(exhaustive=True, nrerank=80)):
+        batch = built.searcher.search_batch(values, offsets, 7, how)  # a thread for each
+        for query, found in zip(built.queries, batch, strict=True):
+            one = built.searcher.search(query, 7, how)  # two threads for all
+            assert found.ids == one.ids
+            assert found.scores.tobytes() == one.scores.tobytes()
 
 
 def test_only_allowed_documents_are_found(built: Built) -> None:
