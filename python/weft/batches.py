@@ -12,8 +12,8 @@ from weft.arrays import Embeddings, normalized, ragged
 from weft.checks import check_int
 from weft.documents import check_metadata, check_spans, check_text, encode_spans
 from weft.errors import InvalidArgumentError
-from weft.spool import WINDOW_MARK, Batch
 from weft.types import Scalar, defaults
+from weft.windows import WINDOW_MARK, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

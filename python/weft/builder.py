@@ -24,13 +24,14 @@ from weft.manifest import CodecEntry, Manifest, SegmentEntry, TombstonesEntry, T
 from weft.new_files import NewFiles
 from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
 from weft.snapshot import OpenSegment, Snapshot
-from weft.spool import Batch, Spool, document_id, starts_document
+from weft.spool import Spool
 from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
 from weft.verification import verify_segment
+from weft.windows import Batch, document_id, starts_document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -213,43 +214,59 @@ class Build:
 
     def _train(self) -> tuple[_native.Codec, CodecEntry]:
         config, rows = self._base.config, self._spool.rows()
-        trained = _native.Codec.train(
-            rows,
-            nbits=config.nbits,
-            n_coarse=config.n_coarse or 0,
-            n_fine=config.n_fine or 0,
-            iterations=config.kmeans_iterations,
-            seed=config.seed,
-            max_sample_bytes=sample_bytes(self._max_ram),
-            threads=self._threads,
-            progress=self._progress,
-        )
-        name = f"codec-{uuid.uuid4().hex}.weft"
 
-        def write(fd: int, path: str) -> int:
-            trained.write(fd, path)
-            return trained.checksum
+        def make() -> list[str]:
+            trained = _native.Codec.train(
+                rows,
+                nbits=config.nbits,
+                n_coarse=config.n_coarse or 0,
+                n_fine=config.n_fine or 0,
+                iterations=config.kmeans_iterations,
+                seed=config.seed,
+                max_sample_bytes=sample_bytes(self._max_ram),
+                threads=self._threads,
+                progress=self._progress,
+            )
+            name = f"codec-{uuid.uuid4().hex}.weft"
 
-        self._files.write(name, write)
+            def write(fd: int, path: str) -> int:
+                trained.write(fd, path)
+                return trained.checksum
+
+            self._files.write(name, write)
+            return [name]
+
+        (name,) = self._made_once(f"codec {sample_bytes(self._max_ram)}", make)
         codec = _native.Codec.open(str(self._directory.path / name))
         return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, len(rows))
+
+    def _made_once(self, stage: str, make: Callable[[], Sequence[str]]) -> list[str]:
+        """Give the files of a stage: those of a commit that was interrupted, or made now."""
+        found = self._spool.made(stage)
+        if self._files.adopt(found):
+            logger.info("%s: was made before the interruption", stage)
+            return list(found)
+        names = make()
+        self._spool.note_made(stage, {name: self._files.entries[name] for name in names})
+        return list(names)
 
     def _write_segments(self, codec: _native.Codec | None) -> list[SegmentEntry]:
         spool = self._spool
         starts, lengths = spool.doc_starts(), spool.lengths()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         rows = spool.rows()
+        codec_checksum = 0 if codec is None else codec.checksum
         entries = []
         for first, last in segment_cuts(starts, lengths, self._max_ram):
             docs = starts[(starts >= first) & (starts < last)]
             entry = SegmentEntry.new(
                 lengths[first:last], docs - first, documents=spool.has_documents
             )
-            self._write_segment(entry, codec, rows, offsets[first : last + 1], first)
-            if entry.documents:
-                fill = partial(spool.write_documents, first=first, last=last)
-                self._files.write_documents(entry.documents_file, fill)
-            entries.append(entry)
+            make = partial(
+                self._write_segment, entry, codec, rows, offsets[first : last + 1], first
+            )
+            names = self._made_once(f"segment {first}..{last}, codec {codec_checksum:08x}", make)
+            entries.append(replace(entry, name=names[0].partition(".")[0]))
         return entries
 
     def _write_segment(
@@ -259,7 +276,7 @@ class Build:
         rows: NDArray[np.float16],
         offsets: NDArray[np.uint64],
         first: int,
-    ) -> None:
+    ) -> list[str]:
         first_row, last_row = int(offsets[0]), int(offsets[-1])
         id_bytes = bytearray()
         id_offsets = np.zeros(entry.n_windows + 1, np.uint64)
@@ -285,6 +302,10 @@ class Build:
                 progress,
             )["checksum"],
         )
+        if entry.documents:
+            fill = partial(self._spool.write_documents, first=first, last=first + entry.n_windows)
+            self._files.write_documents(entry.documents_file, fill)
+        return list(entry.files)
 
     def _tune(
         self, manifest: Manifest, kept: tuple[OpenSegment, ...], given: TuningQueries | None

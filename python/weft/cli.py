@@ -33,7 +33,15 @@ from weft.cli_options import (
     Where,
     examples,
 )
-from weft.cli_view import EXIT_CHECK_FAILED, EXIT_HELP, View, as_json, duration, pairs
+from weft.cli_view import (
+    EXIT_CHECK_FAILED,
+    EXIT_HELP,
+    View,
+    as_json,
+    duration,
+    heed_termination,
+    pairs,
+)
 from weft.planning import require_room
 from weft.types import IndexConfig, defaults
 
@@ -128,7 +136,8 @@ def build(
     """Build an index of texts or token embeddings.
 
     The plan is shown first. The index appears under its name when it is finished, and not before:
-    whatever goes wrong, nothing is left behind and an index that is to be replaced stays.
+    whatever goes wrong, an index that is to be replaced stays. A build that was interrupted leaves
+    what it has done in INDEX.building; the same command goes on from there.
     """
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
@@ -138,7 +147,10 @@ def build(
         )
         foretold = job.plan()
         view.note(show_plan(foretold, job))
-        with cli_build.built_beside(index, replace=replace) as beside, view.progress() as progress:
+        with (
+            cli_build.built_beside(index, replace=replace, note=view.note) as beside,
+            view.progress() as progress,
+        ):
             require_room(foretold, beside.parent)
             job.build(beside, queries, threads=threads, progress=progress)
         info = weft.Index.open(index).info
@@ -319,4 +331,5 @@ def main() -> None:
     # The threads of a text encoder wait asleep: on a busy 2-core machine spinning cost half of the
     # tokens per second (docs/performance.md, "The demo").
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    heed_termination()
     app(prog_name="weft")

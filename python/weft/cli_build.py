@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from weft import evaluation, sources
-from weft.encoders import load
-from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
+from weft.encoders import FittedEncoder, load
+from weft.errors import (
+    IndexExistsError,
+    IndexLockedError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from weft.index import Index
 from weft.planning import plan
 from weft.retriever import Retriever
@@ -83,9 +88,49 @@ def build_texts(
 ) -> None:
     """Encode documents and index them, tuned on the queries of a file if there is one."""
     asked = None if queries is None else _questions(queries)
-    retriever = Retriever.create(path, encoder, config=config, threads=threads)
-    if retriever.add(documents, queries=asked, max_ram=max_ram, progress=progress) == 0:
+    retriever = _unfinished(path, encoder, config, threads)
+    if retriever is None:
+        retriever = Retriever.create(path, encoder, config=config, threads=threads)
+    n_docs = retriever.add(
+        documents, queries=asked, max_ram=max_ram, progress=progress, resume=True
+    )
+    if n_docs == 0:
         raise InvalidArgumentError(NO_DOCUMENTS)
+
+
+def _unfinished(
+    path: Path, encoder: Encoder, config: IndexConfig, threads: int | None
+) -> Retriever | None:
+    """Give what an interrupted build has left, if it was made with the same encoder.
+
+    Its own encoder is loaded, which has been fitted.
+    """
+    if not is_unfinished(path, config):
+        return None
+    stored = Index.open(path).info.encoder
+    wanted = encoder.info
+    same = stored is not None and (stored.fingerprint, stored.recipe, stored.dim) == (
+        wanted.fingerprint,
+        wanted.recipe,
+        wanted.dim,
+    )
+    if not same:
+        _discard(path)
+        return None
+    fitted = not isinstance(encoder, FittedEncoder) or encoder.fitted
+    return Retriever.open(path, model=encoder if fitted else None, threads=threads)
+
+
+def is_unfinished(path: Path, config: IndexConfig) -> bool:
+    """Tell whether an interrupted build of such an index can go on; what else is there, goes."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(NotFoundError):
+        index = Index.open(path)
+        if (index.generation, index.config) == (1, config):
+            return True
+    _discard(path)
+    return False
 
 
 def _questions(path: Path) -> list[str]:
@@ -95,9 +140,11 @@ def _questions(path: Path) -> list[str]:
     return texts
 
 
-@contextmanager
-def built_beside(path: Path, *, replace: bool) -> Iterator[Path]:
+@contextlib.contextmanager
+def built_beside(path: Path, *, replace: bool, note: Callable[[str], None]) -> Iterator[Path]:
     """Give a folder beside `path` to build in; it takes the place of `path` if all goes well.
+
+    If not, it stays where a writer has kept something in it, so that the next build goes on.
 
     Raises
     ------
@@ -113,8 +160,6 @@ def built_beside(path: Path, *, replace: bool) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent}: no such folder")
     beside = path.with_name(f"{path.name}.building")
-    if beside.exists():
-        _discard(beside)
     try:
         yield beside
         if path.exists():
@@ -124,8 +169,14 @@ def built_beside(path: Path, *, replace: bool) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             beside.rename(path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    except IndexLockedError:  # it is another's
+        raise
+    except BaseException:
+        if any(beside.glob("build-*")):
+            note(f"what was done is kept in {beside}; the same command goes on from there")
+        else:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def _require_index(path: Path) -> None:
@@ -238,9 +289,12 @@ class Job:
     ) -> None:
         if source.n_docs == 0:
             raise InvalidArgumentError(NO_DOCUMENTS)
-        index = Index.create(path, self.config)
+        unfinished = is_unfinished(path, self.config)
+        index = Index.open(path) if unfinished else Index.create(path, self.config)
         done = 0
-        with index.writer(threads=threads, max_ram=self.max_ram, progress=progress) as writer:
+        with index.writer(
+            threads=threads, max_ram=self.max_ram, progress=progress, resume=True
+        ) as writer:
             for ids, embeddings in source:
                 writer.add(ids, embeddings)
                 done += len(ids)

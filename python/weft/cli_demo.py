@@ -94,7 +94,10 @@ def build(view: View, path: Path, limit: int | None, threads: int | None) -> Non
     with view.status("loading MiniLM"):
         encoder = weft.encoders.load(demo.MODEL)
     view.note("2. MiniLM turns each word piece into 128 numbers; weft compresses and indexes them")
-    with cli_build.built_beside(path, replace=False) as beside, view.progress() as progress:
+    with (
+        cli_build.built_beside(path, replace=False, note=view.note) as beside,
+        view.progress() as progress,
+    ):
         cli_build.build_texts(
             beside, documents, encoder, weft.IndexConfig(), threads=threads, progress=progress
         )

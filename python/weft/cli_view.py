@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -48,6 +49,7 @@ EXIT_INTERNAL = 1
 EXIT_CHECK_FAILED = 9
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
     (errors.InvalidArgumentError, 3, "invalid_argument"),
     (errors.WriterClosedError, 3, "writer_closed"),
@@ -65,11 +67,25 @@ EXIT_STATUS: list[tuple[type[WeftError], int, str]] = [
 EXIT_HELP = (
     "0 done, 1 a bug of weft, 2 wrong usage, 3 an argument or a source that cannot be, "
     "4 not found, 5 exists or is locked, 6 damaged or incompatible, 7 no memory, disk or device, "
-    "8 an extra is missing, 9 a check said no, 130 interrupted, 141 nobody reads the output"
+    "8 an extra is missing, 9 a check said no, 130 interrupted, 141 nobody reads the output, "
+    "143 terminated"
 )
 
 PLAIN_LINE_SECONDS = 10.0
 PLAIN_WIDTH = 10_000
+
+
+class Terminated(KeyboardInterrupt):
+    """The system, or whoever manages it, asks us to end: done like an interruption by a key."""
+
+
+def heed_termination() -> None:
+    """Let SIGTERM end a command at a safe point."""
+
+    def terminate(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def count(value: float) -> str:
@@ -158,7 +174,7 @@ class View:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger = logging.getLogger("weft")
         logger.handlers = [handler]
-        logger.setLevel(logging.ERROR if quiet else logging.WARNING)
+        logger.setLevel(logging.ERROR if quiet else logging.INFO)
 
     def note(self, text: object = "") -> None:
         """Say what is being done, on standard error."""
@@ -210,7 +226,8 @@ class View:
             raise typer.Exit(status) from error
         except KeyboardInterrupt as error:
             self.error("interrupted", "interrupted; the index is as it was at its last commit")
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            terminated = isinstance(error, Terminated)
+            raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from error

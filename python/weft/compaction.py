@@ -19,8 +19,8 @@ import numpy as np
 from weft.bitmaps import as_mask
 from weft.manifest import SegmentEntry
 from weft.planning import segment_bytes, segment_cuts, segment_limits
-from weft.spool import starts_document
 from weft.types import defaults
+from weft.windows import starts_document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

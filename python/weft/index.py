@@ -236,6 +236,7 @@ class Index:
         threads: int | None = None,
         max_ram: int | str | None = None,
         progress: Progress | None = None,
+        resume: bool = False,
     ) -> Writer:
         """Give the one writer of the index; it holds the lock until it is closed.
 
@@ -250,6 +251,9 @@ class Index:
             is available, at most 3 GiB.
         progress
             Called with (stage, done, total).
+        resume
+            Keep what was added and not committed, however this writer ends, and go on from what
+            another has kept so: batches that are added again, in the same order, are recognised.
 
         Raises
         ------
@@ -265,6 +269,7 @@ class Index:
             threads=threads,
             max_ram=max_ram,
             progress=progress,
+            resume=resume,
             on_commit=self._adopt,
         )
 
@@ -437,11 +442,9 @@ class Index:
         """Read all of a damaged index and publish a new generation of what is whole.
 
         Nothing damaged is removed: it is kept in a folder of its own, with a list of the documents
-        that are lost. A segment whose codes or ids are damaged is lost as a whole, since nothing
-        tells which of its documents are meant; without the codec, all that are stored as codes
-        are. Damaged texts are left out, damaged lists made again. Where it is lost which documents
-        were deleted, those deleted last come back. Where the newest manifest is damaged, the index
-        goes back to the newest that is not.
+        that are lost. A segment whose codes or ids are damaged is lost as a whole; damaged texts
+        are left out, damaged lists made again. Where the newest manifest is damaged, the index goes
+        back to the newest that is not. See docs/architecture.md for the rest.
 
         Parameters
         ----------

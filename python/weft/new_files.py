@@ -15,7 +15,7 @@ from weft.manifest import FileEntry
 from weft.verification import checksum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -69,6 +69,16 @@ class NewFiles:
             self.write_documents(
                 merge.entry.documents_file, lambda path: merge_documents(path, stores)
             )
+
+    def adopt(self, files: Mapping[str, FileEntry]) -> bool:
+        """Take files that were made before, if they are all there."""
+        whole = bool(files) and all(
+            self._directory.size(name) == entry.size for name, entry in files.items()
+        )
+        if whole:
+            self._made += files
+            self.entries.update(files)
+        return whole
 
     def discard(self) -> None:
         """Remove what was made; what cannot be removed is left to the next writer."""

@@ -32,8 +32,8 @@ from weft.manifest import (
 from weft.new_files import NewFiles
 from weft.planning import parse_ram
 from weft.snapshot import OpenSegment, read_tombstones
-from weft.spool import document_id, starts_document, window_ids
 from weft.verification import damaged_manifests, examine, open_codec
+from weft.windows import document_id, starts_document, window_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

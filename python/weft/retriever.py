@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sized
 from pathlib import Path
@@ -202,6 +203,7 @@ class Retriever:
         queries: Sequence[str] | None = None,
         max_ram: int | str | None = None,
         progress: Progress | None = None,
+        resume: bool = False,
     ) -> int:
         """Encode documents and add them: batch by batch, with one commit at the end.
 
@@ -217,6 +219,9 @@ class Retriever:
         progress
             Called with (stage, done, total). In the stage "encode" these are token embeddings; the
             total is estimated from the share of the input that has been read, 0 where unknown.
+        resume
+            Keep what was encoded if this call does not come to its end, and go on from what another
+            has kept: the first documents are not encoded again as long as they are the same.
 
         Returns
         -------
@@ -228,7 +233,7 @@ class Retriever:
             If a document has no text, or an id that cannot be or is there already. Nothing of this
             call is added then.
         """
-        return self._write(Writer.add, documents, queries, max_ram, progress)
+        return self._write(Writer.add, documents, queries, max_ram, progress, resume=resume)
 
     def upsert(
         self,
@@ -258,20 +263,26 @@ class Retriever:
         queries: Sequence[str] | None,
         max_ram: int | str | None,
         progress: Progress | None,
+        *,
+        resume: bool = False,
     ) -> int:
-        batches = self._encoded(_batches(documents), _Encoding(documents, progress))
-        first = next(batches, None)
-        if first is None:
-            return 0
-        if self._index is None:
+        encoding = _Encoding(documents, progress)
+        given: Iterable[Document] = encoding.read()
+        batches: Iterator[Encoded] = iter(())
+        if self._index is None:  # it is made when the encoder is fitted, after the first batch
+            batches = self._encoded(_batches(given), encoding)
+            first = next(batches, None)
+            if first is None:
+                return 0
             self._create_index()
-        n_written = 0
-        with self.index.writer(threads=self._threads, max_ram=max_ram, progress=progress) as writer:
+            batches, given = itertools.chain([first], batches), ()
+        with self.index.writer(
+            threads=self._threads, max_ram=max_ram, progress=progress, resume=resume
+        ) as writer:
+            rest = self._encoded(_batches(writer.unspooled(given)), encoding)
             if queries is not None:
                 writer.tune([query.values for query in self.encode_queries(queries)])
-            batch: Encoded | None = first
-            while batch is not None:
-                texts, windows = batch
+            for texts, windows in itertools.chain(batches, rest):
                 flat = [one for pieces in windows for one in pieces]
                 write(
                     writer,
@@ -282,10 +293,8 @@ class Retriever:
                     spans=[one.spans for one in flat],
                     parents=[at for at, pieces in enumerate(windows) for _ in pieces],
                 )
-                n_written += len(texts)
-                batch = next(batches, None)
         self.index.refresh()
-        return n_written
+        return encoding.n_read
 
     def search(
         self,
@@ -420,6 +429,13 @@ class _Encoding:
         self._documents = documents
         self._progress = progress
         self._n_documents = self._n_tokens = 0
+        self.n_read = 0
+
+    def read(self) -> Iterator[Document]:
+        """Give the documents and count them."""
+        for document in self._documents:
+            self.n_read += 1
+            yield document
 
     def report(self, n_documents: int, windows: list[list[TokenEmbeddings]]) -> int:
         n_tokens = sum(len(one.values) for pieces in windows for one in pieces)

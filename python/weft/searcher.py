@@ -16,7 +16,6 @@ from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.checks import check_fraction, check_int
 from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
 from weft.filters import Filters
-from weft.spool import WINDOW_MARK
 from weft.types import (
     Alignment,
     Document,
@@ -27,6 +26,7 @@ from weft.types import (
     SearchParams,
     defaults,
 )
+from weft.windows import WINDOW_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

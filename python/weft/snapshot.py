@@ -10,7 +10,7 @@ from weft import _native
 from weft.bitmaps import as_mask, is_set
 from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError
-from weft.spool import WINDOW_MARK
+from weft.windows import WINDOW_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

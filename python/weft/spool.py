@@ -4,55 +4,63 @@
 Rows are appended to one file as float16 and read back mapped; ids, texts, metadata and places of
 tokens go to one SQLite file. So memory does not grow with what is added, but for 4 bytes a
 document. Whatever fails half-way is taken back by `rewind`.
+
+A spool can outlive its writer, to be taken over by another that is given the same documents again.
+What it holds is known batch by batch, each with the checksum of its rows; what was being written
+when the process died, or was lost in a power cut, is cut off.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import logging
 import os
 import sqlite3
 import uuid
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.documents import BY_VALUE, SCHEMA, TABLES, connect_new, copy_documents, sqlite_errors
-from weft.errors import InvalidArgumentError, WeftError
+from weft.arrays import crc32c
+from weft.documents import (
+    BY_VALUE,
+    SCHEMA,
+    TABLES,
+    check_metadata,
+    connect_new,
+    copy_documents,
+    sqlite_errors,
+)
+from weft.errors import CorruptIndexError, InvalidArgumentError, WeftError
+from weft.manifest import FileEntry
+from weft.windows import Batch, window_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from weft.storage import Directory
-    from weft.types import Scalar
+    from weft.types import Document, Scalar
+
+logger = logging.getLogger("weft")
 
 REFILL_DOCUMENTS = 1_024
+READ_BYTES = 1 << 20
 
-WINDOW_MARK = "\x1f"
-"""Between the id of a long document and the number of one of its windows."""
-
-
-def window_ids(doc_id: str, n_windows: int) -> list[str]:
-    """Give the ids that the windows of a document are stored under."""
-    if n_windows == 1:
-        return [doc_id]
-    return [f"{doc_id}{WINDOW_MARK}{number}" for number in range(n_windows)]
-
-
-def document_id(stored_id: str) -> str:
-    """Give the id of the document that a window belongs to."""
-    return stored_id.partition(WINDOW_MARK)[0]
-
-
-def starts_document(stored_id: str) -> bool:
-    """Tell whether a window with such an id is the first of its document."""
-    _, mark, number = stored_id.partition(WINDOW_MARK)
-    return not mark or number == "0"
+TABLES_OF_SPOOL = """
+CREATE TABLE ids(doc INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
+CREATE TABLE batch(window INTEGER PRIMARY KEY, n_docs INTEGER NOT NULL, lengths BLOB NOT NULL,
+                   checksum INTEGER NOT NULL, has_documents INTEGER NOT NULL);
+CREATE TABLE made(stage TEXT PRIMARY KEY, files TEXT NOT NULL);
+"""
+"""`batch`: what each call of `append` brought; `made`: files of the index made of all of it."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +75,26 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Documents whose form has been checked.
+class _Past:
+    """A batch that another writer has added: the state before it, and what it is."""
 
-    `lengths` and `spans` have one entry per window, the rest one per document.
-    """
-
-    ids: Sequence[str]
-    n_windows: Sequence[int]
-    lengths: NDArray[np.int64]
-    texts: Sequence[str | None]
-    metadata: Sequence[dict[str, tuple[str, Scalar]]]
-    spans: Sequence[bytes | None]
+    before: Mark
+    n_docs: int
+    n_windows: int
+    checksum: int
 
 
 class Spool:
     """A build folder, locked for as long as it is open.
+
+    Parameters
+    ----------
+    directory, dim
+        Of the index.
+    base
+        The generation that the documents are added to, if another writer may take over; else 0.
+    name
+        A folder to take over. None makes a new one.
 
     Raises
     ------
@@ -90,10 +102,12 @@ class Spool:
         From every method, where the operating system says no.
     """
 
-    def __init__(self, directory: Directory, dim: int) -> None:
+    def __init__(
+        self, directory: Directory, dim: int, *, base: int = 0, name: str | None = None
+    ) -> None:
         self._directory = directory
         self._dim = dim
-        self.name = f"build-{uuid.uuid4().hex}"
+        self.name = name or f"build-{uuid.uuid4().hex}"
         self._rows = f"{self.name}/rows.f16"
         self.n_docs = 0
         self.n_tokens = 0
@@ -102,23 +116,83 @@ class Spool:
         self._lengths = array("I")
         self._fd = -1
         self._path = directory.path / self.name / "documents.sqlite"
-        directory.make_folder(self.name)
+        self._left: deque[_Past] = deque()
+        if name is None:
+            directory.make_folder(self.name)
         self._lock = directory.lock(self.name)
         try:
-            self._fd = directory.create(self._rows)
-            self._connection = self._open_documents()
+            self._fd = directory.open(self._rows) if name else directory.create(self._rows)
+            self._connection = self._reopen_documents() if name else self._create_documents(base)
+            if name:
+                self._take_over(base)
         except BaseException:
             self._remove()
             raise
 
-    def _open_documents(self) -> sqlite3.Connection:
+    @classmethod
+    def left_behind(cls, directory: Directory, dim: int, base: int) -> Spool | None:
+        """Take over what a writer has left that was interrupted, if there is something."""
+        for name in directory.list():
+            if name.startswith("build-"):
+                with contextlib.suppress(WeftError, sqlite3.Error):
+                    return cls(directory, dim, base=base, name=name)
+        return None
+
+    def _create_documents(self, base: int) -> sqlite3.Connection:
         os.close(self._directory.create(f"{self.name}/{self._path.name}"))
         with sqlite_errors(self._path, reading=False):
             connection = connect_new(self._path)
             connection.executescript(
-                f"{SCHEMA} CREATE TABLE ids(doc INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);"
+                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA user_version={base};"
+                f"{SCHEMA} {TABLES_OF_SPOOL}"
             )
         return connection
+
+    def _reopen_documents(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+
+    def _take_over(self, base: int) -> None:
+        """Learn what is there, and cut off what is not whole."""
+        (found,) = next(self.select("PRAGMA user_version"))
+        (sound,) = next(self.select("PRAGMA quick_check(1)"))
+        (n_dropped,) = next(
+            self.select("SELECT (SELECT count(*) FROM document) - (SELECT count(*) FROM ids)")
+        )
+        if found != base or sound != "ok" or n_dropped != 0:
+            raise CorruptIndexError(f"{self._path}: nothing to go on from", str(self._path))
+        for window, n_docs, blob, checksum, has_documents in list(
+            self.select(
+                "SELECT window, n_docs, lengths, checksum, has_documents FROM batch ORDER BY window"
+            )
+        ):
+            lengths = np.frombuffer(blob, np.uint32)
+            n_tokens = int(lengths.sum(dtype=np.int64))
+            if window != self.n_windows or checksum != self._checksum_of_rows(n_tokens):
+                break
+            self._left.append(_Past(self.mark(), n_docs, len(lengths), checksum))
+            self._lengths.extend(lengths.tolist())
+            self.n_docs += n_docs
+            self.n_tokens += n_tokens
+            self.has_documents = bool(has_documents)
+        self.rewind(self.mark())
+        if self.n_docs == 0:
+            raise CorruptIndexError(f"{self._path}: nothing to go on from", str(self._path))
+        logger.info(
+            "going on from %d documents with %d tokens that were added before an interruption",
+            self.n_docs,
+            self.n_tokens,
+        )
+
+    def _checksum_of_rows(self, n_tokens: int) -> int | None:
+        """Give the checksum of so many rows after those that are known; None if there are fewer."""
+        place, left, checksum = 2 * self._dim * self.n_tokens, 2 * self._dim * n_tokens, 0
+        while left > 0:
+            block = os.pread(self._fd, min(left, READ_BYTES), place)
+            if not block:
+                return None
+            checksum = crc32c(block, checksum)
+            place, left = place + len(block), left - len(block)
+        return checksum
 
     @property
     def n_windows(self) -> int:
@@ -134,8 +208,11 @@ class Spool:
         with sqlite_errors(self._path, reading=False):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            for table, (key, *_) in {**TABLES, "ids": ("doc",)}.items():
+            for table, (key, *_) in {**TABLES, "ids": ("doc",), "batch": ("window",)}.items():
                 self._connection.execute(f"DELETE FROM {table} WHERE {key} >= ?", (mark.n_windows,))
+            if mark.n_windows < self.n_windows:
+                self._connection.execute("DELETE FROM made")
+        self._left = deque(p for p in self._left if p.before.n_windows < mark.n_windows)
         del self._lengths[mark.n_windows :]
         self.n_docs, self.n_tokens, self.n_dropped = mark.n_docs, mark.n_tokens, mark.n_dropped
         self.has_documents = mark.has_documents
@@ -162,20 +239,30 @@ class Spool:
     ) -> None:
         """Add documents and their rows, all of them or none.
 
-        With `replace` they take the place of documents in the spool that have their ids.
+        With `replace` they take the place of documents in the spool that have their ids. A batch
+        that is the next of those taken over is there already.
 
         Raises
         ------
         InvalidArgumentError
             An id is in the spool already; or whatever walking over `blocks` raises.
         """
+        if self._left:
+            blocks = list(blocks)
+            if not replace and self._is_next(batch, blocks):
+                self._left.popleft()
+                return
+            self.forget_the_rest()
         with self.all_or_nothing():
+            checksum = 0
             for block in blocks:
-                self._directory.write(self._fd, block.tobytes(), self._rows)
+                data = block.tobytes()
+                checksum = crc32c(data, checksum)
+                self._directory.write(self._fd, data, self._rows)
             with sqlite_errors(self._path, reading=False):
                 self._connection.execute("BEGIN")
                 n_replaced = self._forget(batch.ids) if replace else 0
-                self._insert(batch)
+                self._insert(batch, checksum)
                 self._connection.execute("COMMIT")
             self.n_dropped += n_replaced
             self._lengths.extend(batch.lengths.tolist())
@@ -203,23 +290,86 @@ class Spool:
 
     def refill(self, old: Spool) -> None:
         """Take over what another spool holds, without what was dropped from it."""
-        found = old.select(
-            "SELECT doc, n_windows, id, text FROM ids JOIN document USING (doc) ORDER BY doc"
-        )
         lengths, rows = old.lengths().astype(np.int64), old.rows()
         row_of = np.concatenate([[0], np.cumsum(lengths)])
-        while some := list(itertools.islice(found, REFILL_DOCUMENTS)):
-            windows = np.concatenate([np.arange(doc, doc + n) for doc, n, _, _ in some])
-            batch = Batch(
-                ids=[doc_id for _, _, doc_id, _ in some],
-                n_windows=[n for _, n, _, _ in some],
-                lengths=lengths[windows],
-                texts=[text for _, _, _, text in some],
-                metadata=[old._metadata(doc) for doc, _, _, _ in some],
-                spans=[old._places(window) for window in windows.tolist()],
+        starts = (doc for (doc,) in old.select("SELECT doc FROM ids ORDER BY doc"))
+        while some := list(itertools.islice(starts, REFILL_DOCUMENTS)):
+            batch = old._stored(some[0], some[-1] + 1)
+            places = zip(some, batch.n_windows, strict=True)
+            self.append(batch, (rows[row_of[doc] : row_of[doc + n]] for doc, n in places))
+
+    def _stored(self, first: int, last: int) -> Batch:
+        """Give the documents that begin in the windows [first, last) and were not dropped."""
+        found = list(
+            self.select(
+                "SELECT doc, n_windows, id, text FROM ids JOIN document USING (doc) "
+                "WHERE doc >= ? AND doc < ? ORDER BY doc",
+                first,
+                last,
             )
-            blocks = (rows[row_of[doc] : row_of[doc + n]] for doc, n, _, _ in some)
-            self.append(batch, blocks)
+        )
+        windows = [window for doc, n, _, _ in found for window in range(doc, doc + n)]
+        return Batch(
+            ids=[doc_id for _, _, doc_id, _ in found],
+            n_windows=[n for _, n, _, _ in found],
+            lengths=np.array([self._lengths[window] for window in windows], np.int64),
+            texts=[text for _, _, _, text in found],
+            metadata=[self._metadata(doc) for doc, _, _, _ in found],
+            spans=[self._places(window) for window in windows],
+        )
+
+    def _is_next(self, batch: Batch, blocks: Sequence[NDArray[np.float16]]) -> bool:
+        """Tell whether a batch is the next of those taken over."""
+        past, checksum = self._left[0], 0
+        for block in blocks:
+            checksum = crc32c(block.tobytes(), checksum)
+        first = past.before.n_windows
+        stored = self._stored(first, first + past.n_windows)
+        return checksum == past.checksum and batch.is_same(stored)
+
+    def unspooled(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Skip documents that were taken over, from the first on that is not the same none."""
+        documents = iter(documents)
+        while self._left:
+            past = self._left[0]
+            given = list(itertools.islice(documents, past.n_docs))
+            first = past.before.n_windows
+            stored = self._stored(first, first + past.n_windows)
+            if not (
+                [document.id for document in given] == stored.ids
+                and [document.text for document in given] == stored.texts
+                and [check_metadata(d.metadata, d.id) for d in given] == stored.metadata
+            ):
+                self.forget_the_rest()
+                yield from given
+                break
+            self._left.popleft()
+        yield from documents
+
+    def forget_the_rest(self) -> None:
+        """Drop what was taken over and not been given again."""
+        if self._left:
+            before = self._left[0].before
+            logger.info("%d documents of them are not the same now", self.n_docs - before.n_docs)
+            self.rewind(before)
+
+    def made(self, stage: str) -> dict[str, FileEntry]:
+        """Give the files that were made in a stage of building from all that is here."""
+        found = list(self.select("SELECT files FROM made WHERE stage = ?", stage))
+        entries = json.loads(found[0][0]) if found else {}
+        return {name: FileEntry(**entry) for name, entry in entries.items()}
+
+    def note_made(self, stage: str, files: Mapping[str, FileEntry]) -> None:
+        """Remember the files of a stage, complete and synced."""
+        entries = json.dumps({name: vars(entry) for name, entry in files.items()})
+        with sqlite_errors(self._path, reading=False):
+            self._connection.execute("INSERT OR REPLACE INTO made VALUES (?, ?)", (stage, entries))
+
+    def all_made(self) -> set[str]:
+        """Give the names of the files of all stages."""
+        return {
+            name for (files,) in self.select("SELECT files FROM made") for name in json.loads(files)
+        }
 
     def _metadata(self, doc: int) -> dict[str, tuple[str, Scalar]]:
         found = self.select("SELECT field, type, value FROM metadata WHERE doc = ?", doc)
@@ -229,7 +379,7 @@ class Spool:
         found = list(self.select("SELECT places FROM spans WHERE window = ?", window))
         return found[0][0] if found else None
 
-    def _insert(self, batch: Batch) -> None:
+    def _insert(self, batch: Batch, checksum: int) -> None:
         connection = self._connection
         doc = self.n_windows
         rows = zip(batch.ids, batch.n_windows, batch.texts, batch.metadata, strict=True)
@@ -252,6 +402,13 @@ class Spool:
             if places is not None:
                 connection.execute("INSERT INTO spans VALUES (?, ?)", (window, places))
                 self.has_documents = True
+        if len(batch.lengths) > 0:
+            lengths = batch.lengths.astype(np.uint32).tobytes()
+            connection.execute(
+                "INSERT INTO batch VALUES (?, ?, ?, ?, ?)",
+                (self.n_windows, len(batch.ids), lengths, checksum, self.has_documents),
+            )
+        connection.execute("DELETE FROM made")
 
     def rows(self) -> NDArray[np.float16]:
         """Map all rows, `[n_tokens, dim]`."""
@@ -303,11 +460,19 @@ class Spool:
         """Whether `close` was called, or a failure could not be taken back."""
         return self._fd < 0
 
-    def close(self) -> None:
-        """Close the files and remove the folder; what cannot go, stays for the next writer."""
+    def close(self, *, keep: bool = False) -> None:
+        """Close the files and remove the folder; what cannot go, stays for the next writer.
+
+        With `keep` the folder stays, for one that takes over.
+        """
         if not self.closed:
             self._connection.close()
-            self._remove()
+            if keep:
+                os.close(self._fd)
+                self._fd = -1
+                self._lock.release()
+            else:
+                self._remove()
 
     def _remove(self) -> None:
         if self._fd >= 0:

@@ -67,6 +67,11 @@ class Directory:
         with self._step("create", name) as path:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
+    def open(self, name: str) -> int:
+        """Open a file that is there, for reading and writing at its beginning."""
+        with self._step("open", name) as path:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
     def write(self, fd: int, data: bytes | memoryview, name: str) -> None:
         """Write all of `data` at the end of what was written so far."""
         with self._step("write", name):

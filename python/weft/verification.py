@@ -114,6 +114,7 @@ def open_codec(
         path = require_size(directory, manifest, entry.file)
         codec = _native.Codec.open(str(path))
         require_checksum(manifest, path, codec.checksum)
+        _require_whole(path, _native.damaged_arrays(str(path)))
     except WeftError as error:
         loss = f"{manifest.n_docs} documents, all that are stored as codes"
         return None, Problem(entry.file, str(error), loss)

@@ -44,12 +44,12 @@ from weft.tuner import TuningQueries
 from weft.types import Scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from weft.filters import Filter
     from weft.storage import Directory
-    from weft.types import Progress
+    from weft.types import Document, Progress
 
 logger = logging.getLogger("weft")
 
@@ -81,6 +81,7 @@ class Writer:
         threads: int | None = None,
         max_ram: int | str | None = None,
         progress: Progress | None = None,
+        resume: bool = False,
         on_commit: Callable[[Manifest], None] | None = None,
     ) -> None:
         check_device(device)
@@ -91,14 +92,20 @@ class Writer:
         self._directory = directory
         self._queries: TuningQueries | None = None
         self._tune_asked = self._compact_asked = False
+        self._resume = resume
         self._spool: Spool | None = None
         self._lock = directory.lock()
         try:
             self._check_newest(base)
+            if resume:
+                self._spool = Spool.left_behind(directory, base.config.dim, base.generation)
             self._clean()
             self._snapshot = Snapshot(directory, base)
             self._deletions = Deletions(self._snapshot.segments)
-            self._spool = Spool(directory, base.config.dim)
+            if self._spool is None:
+                self._spool = Spool(
+                    directory, base.config.dim, base=base.generation if resume else 0
+                )
         except BaseException:
             self._lock.release()
             raise
@@ -197,6 +204,14 @@ class Writer:
         spool.append(batch, blocks, replace=True)
         for doc_id in checked:
             self._delete_committed(doc_id)
+
+    def unspooled(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Leave out the documents that an interrupted writer has added, if they are still the same.
+
+        For a writer that was opened with `resume`: what comes out is to be added, after that the
+        commit is the same as if nothing had happened.
+        """
+        return self._open_spool().unspooled(documents)
 
     def _find(self, doc_id: str) -> Place | None:
         """Give the place of a committed document that is not deleted, by us or before."""
@@ -351,7 +366,8 @@ class Writer:
             if made is not None and is_published(self._directory, made):
                 self._adopt(made)
             else:
-                build.discard()
+                if not self._resume:
+                    build.discard()
                 self._rewind(mark)
             raise
         self._adopt(made)
@@ -382,8 +398,9 @@ class Writer:
 
     def _clean(self) -> None:
         """Remove what dead writers and old generations left; what cannot go, stays for the next."""
+        ours = set() if self._spool is None else {self._spool.name, *self._spool.all_made()}
         for name in garbage(self._directory):
-            if self._spool is not None and name == self._spool.name:
+            if name in ours:
                 continue
             try:
                 lock = self._directory.lock(name) if name.startswith("build-") else None
@@ -400,6 +417,7 @@ class Writer:
     def _settled_spool(self) -> Spool:
         """Give the spool, without the rows of what was added and then deleted or replaced."""
         spool = self._open_spool()
+        spool.forget_the_rest()
         if spool.n_dropped > 0:
             fresh = Spool(self._directory, self._dim)
             try:
@@ -417,9 +435,12 @@ class Writer:
         return self._spool
 
     def close(self) -> None:
-        """Forget what was not committed and let others write."""
+        """Forget what was not committed and let others write.
+
+        A writer that was opened with `resume` leaves it to the next one.
+        """
         if self._spool is not None:
-            self._spool.close()
+            self._spool.close(keep=self._resume and self._spool.n_docs > 0)
             self._spool = None
         self._lock.release()
 

@@ -440,4 +440,5 @@ class TestProcess:
         err = child.communicate()[1]
         assert child.returncode == 130
         assert "interrupted" in err
-        assert not list(tmp_path.glob("i.index*"))
+        assert "the same command goes on from there" in err
+        assert [path.name for path in tmp_path.glob("i.index*")] == ["i.index.building"]

@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 from helpers import names
 from weft import documents as d
 from weft.errors import CorruptIndexError, IncompatibleIndexError, InvalidArgumentError
-from weft.spool import Batch, Spool
+from weft.spool import Spool
 from weft.storage import Directory
+from weft.windows import Batch
 
 ROWS = np.ones((6, 4), np.float16)
 

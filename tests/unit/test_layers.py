@@ -20,7 +20,7 @@ PYTHON_LAYERS = [
     {"checks"},
     {"types"},
     {"arrays", "health", "bitmaps", "storage"},
-    {"manifest", "documents", "planning"},
+    {"manifest", "documents", "planning", "windows"},
     {"spool"},
     {"snapshot"},
     {"filters"},
