@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/parallel.h"
 #include "kernels/dispatch.h"
 
 namespace weft {
@@ -17,6 +18,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kRowsAtOnce = 128;  // dots of so many centroids stay in the L1 cache
+constexpr size_t kCellsAtOnce = 16;  // taken by a thread at a time
 constexpr uint32_t kMaxGain = 1'023;
 
 template <class T>
@@ -116,17 +118,19 @@ void score_cells(const PreparedQuery& query, const Codec& codec, Probe& out) {
   const size_t lanes = tile.lanes(), n_cells = codec.n_coarse();
   grow(out.coarse, n_cells * lanes);
   grow(out.table, (n_cells + 1 + codec.n_fine() + 255) * lanes);
-  grow(out.dots, kRowsAtOnce * lanes);
+  out.dots.resize(std::max<size_t>(out.dots.size(), 1));
+  grow(out.dots[0], kRowsAtOnce * lanes);
   const unsigned shift = shift_for(query.longest * codec.longest_coarse());
   score_rows(kernels::active(), tile, codec.coarse(), shift,
-             table_factor(codec.coarse_scale(), shift, query.scale, out.table_unit), out.dots,
+             table_factor(codec.coarse_scale(), shift, query.scale, out.table_unit), out.dots[0],
              out.coarse.data(), out.table.data());
   // The sentinel row is what a damaged code reads: the lowest score there is.
   std::fill_n(out.table.data() + n_cells * lanes, lanes, uint8_t{0});
 }
 
 /// Scores the children of every chosen cell and points `cells` at their rows.
-void open_cells(const PreparedQuery& query, const Codec& codec, BaseScores& scores, Probe& out) {
+void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, BaseScores& scores,
+                Probe& out) {
   const uint32_t n_cells = codec.n_coarse();
   const auto child_offsets = codec.child_offsets();
   out.cell_open.assign(n_cells, 0);
@@ -151,26 +155,31 @@ void open_cells(const PreparedQuery& query, const Codec& codec, BaseScores& scor
   const kernels::ByteTile tile = query.rotated.view();
   const int16_t factor =
       table_factor(codec.fine_scale(), scores.shift(), query.scale, out.table_unit);
-  for (size_t i = 0; i < out.opened.size(); ++i) {
-    const uint32_t cell = out.opened[i];
-    if (i + 1 < out.opened.size()) {
-      const size_t next = child_offsets[out.opened[i + 1]];
-      const size_t end = child_offsets[out.opened[i + 1] + 1];
-      for (size_t at = next * tile.dim; at < end * tile.dim; at += 64) {
-        __builtin_prefetch(codec.fine().data() + at, 0, 2);
+  out.dots.resize(std::max(out.dots.size(), threads));
+  const auto open = [&](size_t first, size_t last, size_t worker) {
+    grow(out.dots[worker], kRowsAtOnce * lanes);
+    for (size_t i = first; i < last; ++i) {
+      // Cells lie scattered: the children of the next one are fetched while these are scored.
+      if (i + 1 < out.opened.size()) {
+        const uint32_t* next = child_offsets.data() + out.opened[i + 1];
+        for (size_t at = next[0] * tile.dim; at < next[1] * tile.dim; at += 64) {
+          __builtin_prefetch(codec.fine().data() + at, 0, 2);
+        }
       }
+      const uint32_t cell = out.opened[i];
+      const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
+      uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
+      score_rows(kernels::active(), tile, codec.fine().subspan(begin * tile.dim, count * tile.dim),
+                 scores.shift(), factor, out.dots[worker], scores.fill(begin, count), rows);
     }
-    const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
-    uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
-    score_rows(kernels::active(), tile, codec.fine().subspan(begin * tile.dim, count * tile.dim),
-               scores.shift(), factor, out.dots, scores.fill(begin, count), rows);
-  }
+  };
+  parallel_for(out.opened.size(), threads, open, kCellsAtOnce);
 }
 
 }  // namespace
 
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, BaseScores& scores, Probe& out) {
+           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out) {
   const size_t lanes = query.rotated.view().lanes();
   const uint32_t n_cells = codec.n_coarse();
   out.lanes = lanes;
@@ -182,7 +191,7 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
   out.table_unit = std::max(longest_score / 255.0, 1e-30);
   score_cells(query, codec, out);
   choose_cells(query, n_cells, params.nprobe, out);
-  open_cells(query, codec, scores, out);
+  open_cells(query, codec, threads, scores, out);
 
   // Every token's lists, best first: a counting sort over the 256 scores, ties by centroid number.
   const auto child_offsets = codec.child_offsets();

@@ -36,8 +36,8 @@ struct Probe {
   uint64_t n_postings = 0;
 
   // Scratch.
-  AlignedBuffer<int32_t> dots;
-  AlignedBuffer<int16_t> coarse;  ///< int16 scores of the coarse centroids
+  std::vector<AlignedBuffer<int32_t>> dots;  ///< per thread
+  AlignedBuffer<int16_t> coarse;             ///< int16 scores of the coarse centroids
   std::vector<uint32_t> opened;
   std::vector<std::vector<uint32_t>> token_cells;
   std::vector<uint8_t> cell_open;
@@ -54,6 +54,6 @@ struct Probe {
 /// list_lengths[f]: postings of fine centroid f summed over all segments of the snapshot.
 /// Floor and equal lists: engine design, measured in docs/performance.md [WARP25] [TACHIOM26].
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, BaseScores& scores, Probe& out);
+           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out);
 
 }  // namespace weft

@@ -222,7 +222,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
                      (params.path == SearchPath::cheaper &&
                       exhaustive_is_cheaper(prepared, params, found.n_matching));
   if (!found.exhaustive) {
-    probe(prepared, *codec_, list_lengths_, params, scratch.base, scratch.probe);
+    probe(prepared, *codec_, list_lengths_, params, threads, scratch.base, scratch.probe);
     found.n_postings = scratch.probe.n_postings;
     clock.finished(Stage::probe);
     const bool all = allow.empty() && !any_deleted_;
