@@ -120,9 +120,10 @@ py::array_t<float> score(const Searcher& searcher, const py::object& query, uint
 
 /// What the stages of a pruned search handed on: tests compare it with their definitions.
 py::dict trace(const Searcher& searcher, const py::object& query, uint32_t k,
-               const SearchParams& params) {
+               const SearchParams& params, const Bitmaps& bitmaps) {
   Trace trace;
-  searcher.search(query_matrix(query), k, params, {}, {}, &trace);
+  searcher.search(query_matrix(query), k, params, bitmaps_of(searcher.segments(), "allow", bitmaps),
+                  {}, &trace);
   const auto candidates = [](const std::vector<Candidate>& from) {
     py::list out;
     for (const Candidate& one : from) {
@@ -235,7 +236,8 @@ void bind_search(py::module_& module) {
       .def("search_batch", &search_batch, py::arg("values"), py::arg("offsets"), py::arg("k"),
            py::arg("params"), py::arg("allow") = py::none())
       .def("score", &score, py::arg("query"), py::arg("segment"), py::arg("docs"))
-      .def("_trace", &trace, py::arg("query"), py::arg("k"), py::arg("params"))
+      .def("_trace", &trace, py::arg("query"), py::arg("k"), py::arg("params"),
+           py::arg("allow") = py::none())
       .def("align", &align, py::arg("query"), py::arg("segment"), py::arg("doc"));
 
   py::class_<Truth>(module, "Truth")

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "kernels/dispatch.h"
 
@@ -70,6 +71,31 @@ void forget_others(BitmapView allow, uint32_t* sums) {
 }
 
 }  // namespace
+
+uint64_t count_postings(std::span<const std::shared_ptr<const Segment>> segments,
+                        std::span<const BitmapView> allow, std::span<const uint32_t> fines) {
+  uint64_t n = 0;
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const Segment& segment = *segments[s];
+    const auto offsets = segment.list_offsets();
+    const size_t width = segment.width();
+    const uint32_t mask = width == 2 ? 0xffffu : 0xff'ffffu;
+    const size_t last_doc = segment.doc_count() - 1;
+    for (size_t i = 0; i < fines.size(); ++i) {
+      if (i + kListsAhead < fines.size()) {
+        prefetch_list(segment, fines[i + kListsAhead]);
+      }
+      const uint8_t* posting = segment.postings() + offsets[fines[i]] * width;
+      const uint8_t* end = segment.postings() + offsets[fines[i] + size_t{1}] * width;
+      for (; posting < end; posting += width) {
+        uint32_t doc;
+        std::memcpy(&doc, posting, sizeof doc);  // there is slack behind the last one
+        n += static_cast<uint64_t>(allow[s].test(std::min<size_t>(doc & mask, last_doc)));
+      }
+    }
+  }
+  return n;
+}
 
 void keep_largest(std::vector<Candidate>& candidates, size_t count) {
   if (candidates.size() > count) {

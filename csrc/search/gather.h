@@ -41,6 +41,11 @@ struct Accumulators {
   std::vector<uint32_t> docs;
 };
 
+/// Counts the postings of documents in `allow`, one bitmap per segment, in the lists of these fine
+/// centroids.
+uint64_t count_postings(std::span<const std::shared_ptr<const Segment>> segments,
+                        std::span<const BitmapView> allow, std::span<const uint32_t> fines);
+
 /// Stages gather and select. Reads the probed lists of every segment and adds up the gains of each
 /// document: the first list of a token that holds a document is its best one, so later ones are
 /// skipped by a stamp [WARP25 §4.3, without its sort]. Then a histogram gives the sum that the

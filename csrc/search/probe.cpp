@@ -179,7 +179,8 @@ void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, 
 }  // namespace
 
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out) {
+           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out,
+           const CountPostings& surviving) {
   const size_t lanes = query.rotated.view().lanes();
   const uint32_t n_cells = codec.n_coarse();
   out.lanes = lanes;
@@ -225,14 +226,20 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
 
   // Round r reads the r-th best list of every token: equal lists, until the budget is used.
   out.n_postings = 0;
+  const uint64_t wanted = surviving ? std::min(params.budget, params.ncandidates) : 0;
+  uint64_t survivors = 0;
   size_t n_rounds = 0;
-  while (n_rounds < rounds && out.n_postings < params.budget) {
+  for (; n_rounds < rounds && (out.n_postings < params.budget || survivors < wanted); ++n_rounds) {
+    out.round.clear();
     for (const auto& lists : out.token_lists) {
       if (n_rounds < lists.size()) {
+        out.round.push_back(lists[n_rounds].fine);
         out.n_postings += list_lengths[lists[n_rounds].fine];
       }
     }
-    ++n_rounds;
+    if (survivors < wanted) {
+      survivors += surviving(out.round);
+    }
   }
 
   // A sum of gains must fit kSumBits: no token can gain more than 255 times its weight.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -42,18 +43,25 @@ struct Probe {
   std::vector<std::vector<uint32_t>> token_cells;
   std::vector<uint8_t> cell_open;
   std::vector<std::vector<ProbedList>> token_lists;
+  std::vector<uint32_t> round;
 
   kernels::ScoreTable score_table(const Codec& codec) const {
     return {table.data(), cells.data(), codec.n_coarse(), lanes / kernels::kLanes};
   }
 };
 
+/// Counts postings of documents that a filter lets through, in the lists of some fine centroids.
+using CountPostings = std::function<uint64_t(std::span<const uint32_t> fines)>;
+
 /// Fills `out`: the best `nprobe` cells of every merged token with their children's scores, which `scores`
 /// knows afterwards, and the same number of lists for every token, best first, until `budget` postings are
 /// read.
 /// list_lengths[f]: postings of fine centroid f summed over all segments of the snapshot.
+/// surviving: given where there is a filter. Then lists are read beyond the budget until `ncandidates` of
+/// their postings survive, or `budget` of them if that is less; docs/adr/0021.
 /// Floor and equal lists: engine design, measured in docs/performance.md [WARP25] [TACHIOM26].
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
-           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out);
+           const SearchParams& params, size_t threads, BaseScores& scores, Probe& out,
+           const CountPostings& surviving = {});
 
 }  // namespace weft

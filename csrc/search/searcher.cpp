@@ -169,7 +169,12 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
   const double candidates = std::min<double>(params.ncandidates, n_docs);
   const double skimmed = std::min<double>(params.nskim, n_docs);
   const double refined = std::min<double>(params.nrefine, n_docs);
-  const double pruned = centroids * kCentroidCost * width + params.budget * kPostingCost +
+  // A filter makes probe read on, at most all that the opened cells hold.
+  const double survivors = std::min(params.budget, params.ncandidates);
+  const double readable = opened / codec_->n_coarse() * static_cast<double>(n_tokens_);
+  const double postings = std::max<double>(
+      params.budget, std::min(survivors * static_cast<double>(n_matching_) / n_docs, readable));
+  const double pruned = centroids * kCentroidCost * width + postings * kPostingCost +
                         static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
                         skimmed * length * kSkimCost * width +
                         refined * length * kRefineCost * width;
@@ -222,7 +227,11 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
                      (params.path == SearchPath::cheaper &&
                       exhaustive_is_cheaper(prepared, params, found.n_matching));
   if (!found.exhaustive) {
-    probe(prepared, *codec_, list_lengths_, params, threads, scratch.base, scratch.probe);
+    const CountPostings surviving = [&](std::span<const uint32_t> fines) {
+      return count_postings(segments_, matches, fines);
+    };
+    probe(prepared, *codec_, list_lengths_, params, threads, scratch.base, scratch.probe,
+          allow.empty() ? CountPostings{} : surviving);
     found.n_postings = scratch.probe.n_postings;
     clock.finished(Stage::probe);
     const bool all = allow.empty() && !any_deleted_;

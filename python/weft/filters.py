@@ -124,7 +124,7 @@ class _Parser:
             value = {"$eq": value}
         if not value:
             _refuse(f"field {_shown(name)}: no operator, expected one of {', '.join(OPERATORS)}")
-        return _every([self._term(name, symbol, given) for symbol, given in value.items()])
+        return _on_one_field([self._term(name, symbol, given) for symbol, given in value.items()])
 
     def _term(self, field: str, symbol: object, given: object) -> Filter:
         self._n_terms += 1
@@ -165,6 +165,15 @@ def _value(given: object, what: str) -> tuple[str, Scalar]:
 
 def _every(parts: Sequence[Filter]) -> Filter:
     return parts[0] if len(parts) == 1 else Every(tuple(parts))
+
+
+def _on_one_field(parts: Sequence[Filter]) -> Filter:
+    """As `_every`; a document has one value of a field, so conditions on it can be one term."""
+    terms = [part for part in parts if isinstance(part, Term)]
+    if len(terms) < len(parts):
+        return _every(parts)
+    conditions = " AND ".join(term.condition for term in terms)
+    return Term(terms[0].field, conditions, tuple(chain(*(term.values for term in terms))))
 
 
 def _one_of(field: str, values: Iterable[tuple[str, Scalar]]) -> Filter:

@@ -12,6 +12,7 @@ import pytest
 
 import reference
 from weft import _native
+from weft.bitmaps import from_mask
 from weft.errors import InvalidArgumentError
 
 DIM = 40
@@ -178,6 +179,54 @@ def test_stages_match_their_definitions(
             skims = {"nskim": settings["nrefine"], "nrefine": 8}
             again = built.searcher._trace(query, 5, params(**(changes | skims)))
             check_skim(built, again["skimmed"], kept, rows, scale, scores, opened)
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.02])
+@pytest.mark.parametrize("changes", [{}, {"budget": 10}, {"budget": 1_000, "ncandidates": 40}])
+def test_a_filter_reads_on_until_enough_survives(
+    built: Built, which: int, share: float, changes: dict[str, int]
+) -> None:
+    settings = {"nprobe": 4, "budget": 120, "ncandidates": 60} | changes
+    rng = np.random.default_rng(int(100 * share))
+    allowed = [rng.random(len(docs)) < share for docs in built.coded]
+    trace = built.searcher._trace(
+        built.queries[which], 1, params(**changes), [from_mask(mask) for mask in allowed]
+    )
+    rows, scale = reference.prepare_query(
+        _native._quantizer.rotate(built.queries[which], built.codec.seed)
+    )
+    merged = reference.merge_tokens(rows)
+    scores = reference.centroid_scores(rows, scale, built.codec_arrays)
+    child_offsets = built.codec_arrays["child_offsets"].astype(np.int64)
+
+    def probed(budget: int) -> list[list[tuple[int, int]]]:
+        return reference.probe_lists(
+            scores, merged, child_offsets, built.lengths, settings["nprobe"], budget, 0.75
+        )[0]
+
+    surviving = [0] * len(built.lengths)
+    for docs, mask in zip(built.coded, allowed, strict=True):
+        for tokens, kept in zip(docs, mask, strict=True):
+            for fine in {int(child_offsets[p]) + c for p, c in tokens if kept}:
+                surviving[fine] += 1
+    every = probed(10**9)
+    rounds = [
+        [fines[r][0] for fines in every if r < len(fines)] for r in range(max(map(len, every)))
+    ]
+    wanted = min(settings["budget"], settings["ncandidates"])
+    read = survived = 0
+    for fines in rounds:
+        if read >= settings["budget"] and survived >= wanted:
+            break
+        read += sum(built.lengths[fine] for fine in fines)
+        survived += sum(surviving[fine] for fine in fines)
+    lists = probed(read)
+    assert trace["lists"] == lists
+    met = reference.gather(built.coded, child_offsets, lists, 10**9)
+    met = [found for found in met if allowed[found[0]][found[1]]]
+    best = sorted(met, key=lambda found: (-found[2], found[:2]))[: settings["ncandidates"]]
+    assert trace["gathered"] == sorted(best)
 
 
 def check_skim(
