@@ -21,6 +21,11 @@ TOLERANCE = 0.12  # of scores from 4-bit codes at this small dim
 ENDS = st.sampled_from(["keep", "commit", "commit", "commit and close", "close", "roll back"])
 
 
+def is_odd(doc_id):
+    """What the metadata of a document say."""
+    return doc_id[-1] in "13579"
+
+
 class IndexMachine(RuleBasedStateMachine):
     """The model is {id: windows} at the last commit, and the same with what is not committed.
 
@@ -78,7 +83,8 @@ class IndexMachine(RuleBasedStateMachine):
         self.pending = {i: found for i, found in self.pending.items() if i not in ids}
         for window, parent in zip(windows, parents, strict=True):
             self.pending.setdefault(ids[parent], []).append(window)
-        return ids, windows, {"parents": parents, "texts": [f"text of {i}" for i in ids]}
+        texts, metadata = [f"text of {i}" for i in ids], [{"odd": is_odd(i)} for i in ids]
+        return ids, windows, {"parents": parents, "texts": texts, "metadata": metadata}
 
     def known(self):
         """Ids that are there, were there, or never were."""
@@ -108,6 +114,15 @@ class IndexMachine(RuleBasedStateMachine):
         ids = data.draw(st.permutations(self.known()))[:count]
         there = self.pending.keys() & set(ids)
         assert writer.delete(ids + ids[:2]) == len(there)
+        self.pending = {i: found for i, found in self.pending.items() if i not in there}
+        self.end(end)
+
+    @precondition(lambda self: self.pending)
+    @rule(odd=st.booleans(), end=ENDS)
+    def delete_where(self, odd, end):
+        writer = self.open_writer()
+        there = {doc_id for doc_id in self.pending if is_odd(doc_id) == odd}
+        assert writer.delete(where={"odd": odd}) == len(there)
         self.pending = {i: found for i, found in self.pending.items() if i not in there}
         self.end(end)
 
@@ -175,6 +190,11 @@ class IndexMachine(RuleBasedStateMachine):
         assert len(hits) == min(k, len(scores))
         assert hits.n_matching == len(scores)
         assert_ranking(hits, scores, TOLERANCE)
+        if documents:
+            odd = {doc_id: score for doc_id, score in scores.items() if is_odd(doc_id)}
+            hits = searcher.exact_search(query, k=k, where={"odd": True})
+            assert (len(hits), hits.n_matching) == (min(k, len(odd)), len(odd))
+            assert_ranking(hits, odd, TOLERANCE)
 
     def check_documents(self, searcher, documents):
         assert len(searcher) == len(documents)
