@@ -175,6 +175,9 @@ def draw(rows: list[dict], name: str, path: Path) -> None:
     ):
         axes.set_xscale("log")
         axes.invert_xaxis()
+        axes.set_xticks([100 * share for share in SELECTIVITIES])
+        axes.set_xticklabels([f"{100 * share:g}" for share in SELECTIVITIES])
+        axes.minorticks_off()
         axes.set_xlabel("documents that match, %")
         axes.set_ylabel(label)
     left.set_ylim(0.85, 1.005)

@@ -280,3 +280,21 @@ def test_upsert_and_delete(tmp_path):
     assert made.delete(["a", "b", "nobody"]) == 2
     assert made.search("fet bat", k=5).ids == ("c",)
     assert made.upsert([]) == 0
+
+
+def test_filters(tmp_path):
+    retriever = weft.Retriever.create(tmp_path / "a.index", HashEncoder())
+    retriever.add(
+        Document(f"d{i}", " ".join(WORDS[i : i + 9]), {"n": i, "even": i % 2 == 0})
+        for i in range(20)
+    )
+    where, query = {"even": True, "n": {"$lt": 7}}, WORDS[5]
+    for hits in (
+        retriever.search(query, where=where),
+        retriever.search_batch([query], where=where)[0],
+        retriever.search(query, allow=["d0", "d2", "d4", "d6"]),
+    ):
+        assert (set(hits.ids), hits.n_matching) == ({"d0", "d2", "d4", "d6"}, 4)
+        assert all(hit.metadata["even"] for hit in hits)
+    assert retriever.delete(where=where) == 4
+    assert len(retriever.search(query, k=20)) == 16
