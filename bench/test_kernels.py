@@ -31,15 +31,22 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return out
 
 
+def normal(random: np.random.Generator, shape: tuple[int, ...], widest: float) -> np.ndarray:
+    """Normal s8, as rotated rows are; 127 lies `widest` deviations out."""
+    values = random.standard_normal(shape) * (127 / widest)
+    return np.clip(np.rint(values), -127, 127).astype(np.int8)
+
+
 def tile(lanes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """A random tile; its sums need not be true ones here."""
     random = np.random.default_rng(0)
-    data = random.integers(-127, 128, (lanes // 16, dim // 4, 16, 4), dtype=np.int8)
+    data = normal(random, (lanes // 16, dim // 4, 16, 4), 4.0)
     return aligned(data), random.integers(-100, 100, lanes, dtype=np.int32)
 
 
 def rows_of(n: int, dim: int) -> np.ndarray:
-    return aligned(np.random.default_rng(1).integers(-127, 128, (n, dim), dtype=np.int8))
+    """Like fine centroids, which share one scale."""
+    return aligned(normal(np.random.default_rng(1), (n, dim), 4.7))
 
 
 def tile_dots(n: int, lanes: int, dim: int) -> tuple[Run, int]:
@@ -124,7 +131,10 @@ def collect(n_docs: int, share: float) -> tuple[Run, int]:
 def score_codes(nbits: int, lanes: int, *, scattered: bool) -> tuple[Run, int]:
     random = np.random.default_rng(7)
     n_tokens = 1 << (20 if scattered else 12)
-    codes = aligned(random.integers(0, 256, (n_tokens, 16 * nbits), dtype=np.uint8))
+    codes = random.integers(0, 256, (n_tokens, 16 * nbits), dtype=np.uint8)
+    if nbits == 8:  # a row's largest of 128 elements has the last level, at 2.7 deviations
+        codes = normal(random, codes.shape, 2.7).view(np.uint8) ^ 0x80
+    codes = aligned(codes)
     base = aligned(random.integers(-1000, 1000, (16_384, lanes), dtype=np.int16))
     base_rows = random.integers(0, len(base), n_tokens, dtype=np.uint32)
     scale = random.uniform(0.9, 1.1, n_tokens).astype(np.float32)

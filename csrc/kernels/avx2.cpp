@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // AVX2 with FMA and F16C: a group is two registers. VPMADDUBSW adds pairs of u8 * s8 products with
-// 16-bit saturation, and widening its result to 32 bits costs a second multiplication. So a byte is
-// cut into two nibbles: eight words of nibbles fit 16 bits, 8 * 2 * 15 * 127 = 30,480, and are
-// widened together. Signed rows are moved by 128 before. Codes of at most 4 bits are one plane of
-// nibbles.
+// 16-bit saturation, and widening its result to 32 bits costs a second multiplication, both on the
+// same two ports. Signed bytes: the tile is moved by 128 and the rows are the s8 side, so that
+// nothing saturates unless two neighbours in a row are extreme together; see Block. Codes are cut
+// into nibbles: eight words of those fit 16 bits, 8 * 2 * 15 * 127 = 30,480, and are widened
+// together; 8-bit codes are two planes, for their bytes are extreme too often for the first way.
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -169,22 +170,115 @@ WEFT_INLINE uint32_t sum(Bytes a) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2));
 }
 
+/// Sums of two neighbouring bytes.
+WEFT_INLINE __m256i pair_sums(__m256i bytes) {
+  return _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+}
+WEFT_INLINE __m256i crowded(__m256i pairs) {
+  return _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs), _mm256_set1_epi16(128));
+}
+WEFT_INLINE __m256i times_128(__m256i pairs) {
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(128));
+}
+
+/// Rows whose sums are in registers together: signed bytes, of which no two neighbours add up to
+/// more than 128 either way, so that 255 times them fits 16 bits. Where a row has such a crowded
+/// pair (few have one of centroids, which are near to normal), the second byte is taken out of the
+/// row, to be multiplied on its own.
+struct Block {
+  const uint8_t* rows[kRows];
+  int32_t starts[kRows];  // -128 * the sum of the row, which takes the tile back to where it was
+  bool thinned;           // something was taken out of one of them
+  size_t n_taken[kRows];  // words of the row that something was taken out of; behind such a row lie
+
+  /// what was taken out, in its place and 0 elsewhere,
+  const uint8_t* taken(size_t r, size_t dim) const { return rows[r] + dim; }
+  /// and the offsets of those words.
+  const uint16_t* places(size_t r, size_t dim) const {
+    return reinterpret_cast<const uint16_t*>(rows[r] + 2 * dim);
+  }
+
+  template <class Row, size_t kR>
+  WEFT_INLINE void stage(size_t dim, uint8_t* out) {
+    Row::template stage<kR>(*this, dim, out);
+  }
+
+  /// Moves row r to `out`, and what is taken out of it behind.
+  [[gnu::noinline]] void thin_out(size_t r, size_t dim, uint8_t* out) {
+    auto* words = reinterpret_cast<uint16_t*>(out + 2 * dim);
+    __m256i sums = _mm256_setzero_si256();
+    size_t n = 0;
+    for (size_t d = 0; d < dim; d += 32) {
+      const __m256i bytes = load256(rows[r] + d);
+      const __m256i pairs = pair_sums(bytes);
+      const __m256i second = _mm256_and_si256(bytes, _mm256_slli_epi16(crowded(pairs), 8));
+      sums = _mm256_add_epi32(sums, times_128(pairs));
+      store256(out + d, _mm256_xor_si256(bytes, second));
+      store256(out + dim + d, second);
+      auto bits = static_cast<unsigned>(_mm256_movemask_epi8(crowded(pairs)));
+      while (bits != 0) {
+        const unsigned word = static_cast<unsigned>(__builtin_ctz(bits)) / 4;
+        words[n++] = static_cast<uint16_t>(d + 4 * word);
+        bits &= ~(15u << 4 * word);
+      }
+    }
+    rows[r] = out;
+    starts[r] = -sum_of(sums);
+    n_taken[r] = n;
+  }
+};
+
+struct SignedRow {
+  static constexpr size_t kStaged = 3;
+  static constexpr int32_t kOffset = 0;
+
+  template <size_t kR>
+  WEFT_INLINE static void stage(Block& block, size_t dim, uint8_t* out) {
+    __m256i sums[kR];
+    __m256i widest[kR];
+    for (size_t r = 0; r < kR; ++r) sums[r] = widest[r] = _mm256_setzero_si256();
+    for (size_t d = 0; d < dim; d += 32) {
+#pragma GCC unroll 4
+      for (size_t r = 0; r < kR; ++r) {
+        const __m256i pairs = pair_sums(load256(block.rows[r] + d));
+        sums[r] = _mm256_add_epi16(sums[r], pairs);  // 129 * 128 at most where none is crowded
+        widest[r] = _mm256_max_epi16(widest[r], _mm256_abs_epi16(pairs));
+      }
+    }
+    __m256i all = widest[0];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kR; ++r) {
+      block.starts[r] = -sum_of(times_128(sums[r]));
+      all = _mm256_max_epi16(all, widest[r]);
+    }
+    block.thinned = _mm256_movemask_epi8(crowded(all)) != 0;
+    if (!block.thinned) return;
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kR; ++r) {
+      block.n_taken[r] = 0;
+      if (_mm256_movemask_epi8(crowded(widest[r])) != 0) {
+        block.thin_out(r, dim, out + r * kStaged * dim);
+      }
+    }
+  }
+};
+
 /// A byte becomes its lower and its upper nibble, 32 bytes of each.
 struct WideRow {
   static constexpr size_t kStaged = 2;
   static constexpr int32_t kOffset = 0;
-  WEFT_INLINE static void stage_bytes(__m256i bytes, uint8_t* out) {
+
+  template <size_t kR>
+  WEFT_INLINE static void stage(Block& block, size_t dim, uint8_t* out) {
     const __m256i mask = _mm256_set1_epi8(15);
-    store256(out, _mm256_and_si256(bytes, mask));
-    store256(out + 32, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask));
-  }
-  WEFT_INLINE static void stage(const uint8_t* in, uint8_t* out) { stage_bytes(load256(in), out); }
-};
-struct SignedRow {
-  static constexpr size_t kStaged = 2;
-  static constexpr int32_t kOffset = 128;
-  WEFT_INLINE static void stage(const uint8_t* in, uint8_t* out) {
-    WideRow::stage_bytes(_mm256_xor_si256(load256(in), _mm256_set1_epi8(-128)), out);
+    for (size_t r = 0; r < kR; ++r, out += kStaged * dim) {
+      for (size_t d = 0; d < dim; d += 32) {
+        const __m256i bytes = load256(block.rows[r] + d);
+        store256(out + kStaged * d, _mm256_and_si256(bytes, mask));
+        store256(out + kStaged * d + 32, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask));
+      }
+      block.rows[r] = out;
+    }
   }
 };
 
@@ -214,15 +308,58 @@ WEFT_INLINE void expand_codes(const uint8_t* code, uint8_t* out) {
 
 #include "kernels/generic.inl"
 
+/// Dots of signed bytes.
+struct ByteDots {
+  static constexpr bool kHalves = false;
+
+  /// Tile bytes as u8: they move by 128.
+  WEFT_INLINE static Quads load_moved(const int8_t* p) {
+    const __m256i flip = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(load256(p), flip), _mm256_xor_si256(load256(p + 32), flip)};
+  }
+  WEFT_INLINE static void add_word(Ints& sums, Quads quads, __m256i word) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(quads.lo, word), ones);
+    const __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(quads.hi, word), ones);
+    sums = add(sums, {lo, hi});
+    asm("" : "+x"(sums.lo), "+x"(sums.hi));  // or gcc regroups the sums and spills
+  }
+
+  template <size_t kR, size_t kG, bool kHalf>
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const Block& block,
+                              Ints (&acc)[kR][kG]) {
+    const int8_t* quads = tile.data + group * tile.dim * kLanes;
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      acc[r][0] = add(acc[r][0], fill(block.starts[r]));
+    }
+    for (size_t d = 0; d < tile.dim; d += kChunk) {
+      WEFT_UNROLL for (size_t i = 0; i < kChunk; i += 4) {
+        const Quads q = load_moved(quads + (d + i) * kLanes);
+        WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+          add_word(acc[r][0], q, broadcast(block.rows[r] + d + i));
+        }
+      }
+    }
+    if (!block.thinned) return;
+    WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
+      for (size_t i = 0; i < block.n_taken[r]; ++i) {
+        const size_t d = block.places(r, tile.dim)[i];
+        add_word(acc[r][0], load_moved(quads + d * kLanes),
+                 broadcast(block.taken(r, tile.dim) + d));
+      }
+    }
+  }
+};
+
 /// Dots of rows that were staged as `kPlanes` planes of nibbles.
 template <size_t kPlanes>
 struct NibbleDots {
   static constexpr bool kHalves = false;
-  static constexpr size_t kOnce = 2;  // rows whose sums fit the registers
 
   template <size_t kR, size_t kG, bool kHalf>
-  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const Block& block,
                               Ints (&acc)[kR][kG]) {
+    constexpr size_t kOnce = kPlanes == 1 ? kR : 2;  // rows whose sums fit the registers
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
     WEFT_UNROLL for (size_t first = 0; first < kR; first += kOnce) {
       for (size_t d = 0; d < tile.dim; d += kChunk) {
@@ -234,7 +371,7 @@ struct NibbleDots {
           const Quads q = load_quads(quads + (d + i) * kLanes);
           WEFT_UNROLL for (size_t r = 0; r < kOnce; ++r) {
             WEFT_UNROLL for (size_t p = 0; p < kPlanes; ++p) {
-              const __m256i word = broadcast(rows[first + r] + d * kPlanes + p * kChunk + i);
+              const __m256i word = broadcast(block.rows[first + r] + d * kPlanes + p * kChunk + i);
               Ints& sums = narrow[r][p];
               sums.lo = _mm256_add_epi16(sums.lo, _mm256_maddubs_epi16(word, q.lo));
               sums.hi = _mm256_add_epi16(sums.hi, _mm256_maddubs_epi16(word, q.hi));
@@ -259,6 +396,6 @@ struct NibbleDots {
 
 extern const Kernels avx2_table;
 constinit const Kernels avx2_table =
-    table_named<NibbleDots<2>, NibbleDots<2>, NibbleDots<1>>("avx2");
+    table_named<ByteDots, ByteDots, NibbleDots<1>, NibbleDots<2>>("avx2");
 
 }  // namespace weft::kernels

@@ -162,10 +162,10 @@ struct HalfDots {
   static constexpr bool kHalves = true;
 
   template <size_t kR, size_t kG, bool kHalf>
-  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const Block& block,
                               Ints (&acc)[kR][kG]) {
     if constexpr (!kHalf) {
-      WordDots::run<kR, kG, false>(tile, group, rows, acc);
+      WordDots::run<kR, kG, false>(tile, group, block, acc);
     } else {
       const int8_t* quads = tile.data + group * tile.dim * kLanes;
       const int8_t* last = quads + (kG - 1) * tile.dim * kLanes;
@@ -178,7 +178,7 @@ struct HalfDots {
           const __m256i half =
               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(last + (d + i) * kLanes));
           WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
-            const Word word = broadcast_word(rows[r] + d + i);
+            const Word word = broadcast_word(block.rows[r] + d + i);
             sums[r] = _mm256_dpbusd_epi32(sums[r], _mm512_castsi512_si256(word), half);
             if constexpr (kG == 2) {
               acc[r][0] = dot(acc[r][0], load_quads(quads + (d + i) * kLanes), word);

@@ -17,7 +17,8 @@
 //   expand_codes<nbits> 32 codes to 32 bytes in dimension order
 //   SignedRow, WideRow  how the bytes of s8 rows and of 8-bit codes reach dot(): as they lie there
 //                       (kStaged = 0), or 32 at a time through stage() into kStaged * 32 bytes,
-//                       after which dot() sees them moved by kOffset
+//                       after which dot() sees them moved by kOffset; AVX2 brings a Block and
+//                       Dots of its own instead
 //
 // larger(a, b) is a > b ? a : b and smaller(a, b) is a < b ? a : b, so a NaN in `a` gives b; round
 // and to_ints go to the nearest, ties to even. kRows x kGroups vectors of sums are kept in
@@ -315,8 +316,9 @@ void float_to_half(const float* in, size_t n, uint16_t* out) {
 
 // ---- The table ----------------------------------------------------------------------------------
 
-/// Every entry of kernels.h; `Nearest` serves a build's full tiles, `Narrow` codes of at most 4 bits.
-template <class Dots, class Nearest, class Narrow>
+/// Every entry of kernels.h; `Nearest` serves a build's full tiles, `Narrow` codes of at most 4 bits,
+/// `Wide` those of 8.
+template <class Dots, class Nearest, class Narrow, class Wide = Dots>
 constexpr Kernels table_named(const char* name) {
   return {.name = name,
           .tile_dots = tile_dots<Dots>,
@@ -328,7 +330,7 @@ constexpr Kernels table_named(const char* name) {
           .accumulate = accumulate,
           .histogram = histogram,
           .collect = collect,
-          .score_codes = score_codes<Dots, Narrow>,
+          .score_codes = score_codes<Wide, Narrow>,
           .maxsim_rows = maxsim_rows,
           .quantize_row = quantize_row,
           .to_int8 = to_int8,

@@ -1,17 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The part of generic.inl that multiplies tiles: scan() walks over register blocks of rows, a
-// `Rows` makes row pointers that dot() can read, a `Dots` multiplies, and a visitor takes the sums.
+// `Rows` makes blocks of rows that it can read, a `Dots` multiplies, and a visitor takes the sums.
 
 // ---- Integer tiles ------------------------------------------------------------------------------
 
 #ifndef WEFT_OWN_DOTS
+/// Rows whose sums are in registers together.
+struct Block {
+  const uint8_t* rows[kRows];
+
+  /// Moves kR rows to `out` as `Row` wants them; there is room for Row::kStaged * kR * dim bytes.
+  template <class Row, size_t kR>
+  WEFT_INLINE void stage(size_t dim, uint8_t* out) {
+    for (size_t r = 0; r < kR; ++r) {
+      uint8_t* target = out + r * dim * Row::kStaged;
+      for (size_t d = 0; d < dim; d += kChunk) Row::stage(rows[r] + d, target + d * Row::kStaged);
+      rows[r] = target;
+    }
+  }
+};
+
 /// acc[r][g][lane] += sum_d tile[group + g][lane][d] * rows[r][d].
 struct WordDots {
   static constexpr bool kHalves = false;
 
   template <size_t kR, size_t kG, bool kHalf>
-  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const uint8_t* const* rows,
+  WEFT_INLINE static void run(const ByteTile& tile, size_t group, const Block& block,
                               Ints (&acc)[kR][kG]) {
     const int8_t* quads = tile.data + group * tile.dim * kLanes;
     const size_t group_size = tile.dim * kLanes;
@@ -22,7 +37,7 @@ struct WordDots {
           q[g] = load_quads(quads + g * group_size + (d + i) * kLanes);
         }
         WEFT_UNROLL for (size_t r = 0; r < kR; ++r) {
-          const Word word = broadcast_word(rows[r] + d + i);
+          const Word word = broadcast_word(block.rows[r] + d + i);
           WEFT_UNROLL for (size_t g = 0; g < kG; ++g) acc[r][g] = dot(acc[r][g], q[g], word);
         }
       }
@@ -32,45 +47,45 @@ struct WordDots {
 
 #endif
 
-/// Visits n rows in register blocks: `rows.load(first, count, pointers)` makes kR row pointers (the
+/// Visits n rows in register blocks: `rows.load(first, count, block)` makes a block of kR rows (the
 /// last of the count rows fills the block up), `visit(first, count, group, acc)` receives the dots.
 template <class Dots, class Rows, size_t kR, size_t kG, bool kHalf, class Visit>
-WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const uint8_t* const* pointers,
-                            size_t first, size_t count, const Visit& visit) {
+WEFT_INLINE void scan_group(const ByteTile& tile, size_t group, const Block& block, size_t first,
+                            size_t count, const Visit& visit) {
   Ints acc[kR][kG];
   WEFT_UNROLL for (size_t g = 0; g < kG; ++g) {
     const Ints sums = load_ints(tile.sums + (group + g) * kLanes);
     const Ints start = Rows::kOffset == 0 ? fill(0) : mul(fill(-Rows::kOffset), sums);
     WEFT_UNROLL for (size_t r = 0; r < kR; ++r) acc[r][g] = start;
   }
-  Dots::template run<kR, kG, kHalf>(tile, group, pointers, acc);
+  Dots::template run<kR, kG, kHalf>(tile, group, block, acc);
   visit(first, count, group, acc);
 }
 
 template <class Dots, size_t kR, class Rows, class Visit>
 WEFT_INLINE void scan_block(const ByteTile& tile, size_t first, size_t count, Rows& rows,
                             const Visit& visit) {
-  const uint8_t* pointers[kR];
-  rows.template load<kR>(first, count, pointers);
+  Block block;
+  rows.template load<kR>(first, count, block);
   // Where half of the last group is padding, the groups that are read together with it leave it out.
   const size_t whole = Dots::kHalves && tile.half ? tile.groups - 1 : tile.groups;
   size_t group = 0;
   for (; group + kGroups <= whole; group += kGroups) {
-    scan_group<Dots, Rows, kR, kGroups, false>(tile, group, pointers, first, count, visit);
+    scan_group<Dots, Rows, kR, kGroups, false>(tile, group, block, first, count, visit);
   }
   if constexpr (Dots::kHalves) {
     if (whole < tile.groups) {
       if (group + kGroups <= tile.groups) {
-        scan_group<Dots, Rows, kR, kGroups, true>(tile, group, pointers, first, count, visit);
+        scan_group<Dots, Rows, kR, kGroups, true>(tile, group, block, first, count, visit);
       } else {
-        scan_group<Dots, Rows, kR, 1, true>(tile, group, pointers, first, count, visit);
+        scan_group<Dots, Rows, kR, 1, true>(tile, group, block, first, count, visit);
       }
       return;
     }
   }
   if constexpr (kGroups > 1) {
     for (; group < tile.groups; ++group) {
-      scan_group<Dots, Rows, kR, 1, false>(tile, group, pointers, first, count, visit);
+      scan_group<Dots, Rows, kR, 1, false>(tile, group, block, first, count, visit);
     }
   }
 }
@@ -110,17 +125,9 @@ struct ByteRows {
       : rows(static_cast<const uint8_t*>(first_row)), dim(row_size), order(listed) {}
 
   template <size_t kR>
-  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
-    for (size_t r = 0; r < kR; ++r) {
-      const uint8_t* source = rows + row_number(order, first, r, count) * dim;
-      if constexpr (Row::kStaged == 0) {
-        out[r] = source;
-      } else {
-        uint8_t* target = staged + r * dim * Row::kStaged;
-        out[r] = target;
-        for (size_t d = 0; d < dim; d += kChunk) Row::stage(source + d, target + d * Row::kStaged);
-      }
-    }
+  WEFT_INLINE void load(size_t first, size_t count, Block& out) {
+    for (size_t r = 0; r < kR; ++r) out.rows[r] = rows + row_number(order, first, r, count) * dim;
+    if constexpr (Row::kStaged > 0) out.template stage<Row, kR>(dim, staged);
   }
 };
 
@@ -138,11 +145,11 @@ struct NarrowRows {
       : codes(first_row), dim(row_size), order(listed) {}
 
   template <size_t kR>
-  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+  WEFT_INLINE void load(size_t first, size_t count, Block& out) {
     for (size_t r = 0; r < kR; ++r) {
       const uint8_t* source = codes + row_number(order, first, r, count) * (dim * kBits / 8);
       uint8_t* target = expanded + r * dim;
-      out[r] = target;
+      out.rows[r] = target;
       for (size_t d = 0; d < dim; d += kChunk) {
         expand_codes<kBits>(source + d * kBits / 8, target + d);
       }
@@ -250,7 +257,7 @@ struct CodeRows {
         source(codes.codes, dim, codes.tokens) {}
 
   template <size_t kR>
-  WEFT_INLINE void load(size_t first, size_t count, const uint8_t** out) {
+  WEFT_INLINE void load(size_t first, size_t count, Block& out) {
     for (size_t r = 0; r < count; ++r) {
       const int16_t* base = base_row(block, first + r, lanes);
       for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);

@@ -78,6 +78,61 @@ def test_tile_dots_of_extreme_rows(isa: str) -> None:
     np.testing.assert_array_equal(dots[0], -dots[1])
 
 
+def crowded_rows(dim: int) -> np.ndarray:
+    """Rows in which neighbours add up to about 128 or more: one pair, or all of them."""
+    rows = []
+    for total in (127, 128, 129, 130, 191, 254):
+        for pair in ((total // 2, total - total // 2), (127, total - 127), (total - 127, 127)):
+            for place in (0, 2, 30, dim - 4, dim - 2):
+                rows.append(np.zeros(dim, np.int8))
+                rows[-1][place : place + 2] = pair
+            rows.append(np.resize(np.array(pair, np.int8), dim))
+    return np.concatenate([rows, np.negative(rows)])
+
+
+def extreme_queries(dim: int) -> np.ndarray:
+    """All 127, all -127, and mixtures, in 16 lanes."""
+    signs = generator(dim, 20).choice(np.array([1, -1], np.int8), (16, dim))
+    signs[:2] = [[1], [-1]]
+    return signs * np.int8(127)
+
+
+@each_isa
+@pytest.mark.parametrize("dim", [32, 128, 4128])
+def test_extreme_neighbours_saturate_nothing(isa: str, dim: int) -> None:
+    queries, rows = extreme_queries(dim), crowded_rows(dim)
+    tile = reference.byte_tile(queries)
+    expected = reference.tile_dots(queries, rows)
+    np.testing.assert_array_equal(kernels.tile_dots(isa, *tile, rows), expected)
+    for row in range(len(rows)):  # also where it fills a register block alone
+        dots = kernels.tile_dots(isa, *tile, rows[row : row + 1])
+        np.testing.assert_array_equal(dots[0], expected[row])
+
+
+@each_isa
+@pytest.mark.parametrize("dim", [32, 128, 4128])
+def test_extreme_codes_saturate_nothing(isa: str, dim: int) -> None:
+    queries = extreme_queries(dim)
+    levels = (crowded_rows(dim).view(np.uint8)) ^ 0x80
+    levels = np.concatenate(
+        [levels, np.zeros((1, dim), np.uint8), np.full((1, dim), 255, np.uint8)]
+    )
+    n = len(levels)
+    base, base_rows = np.zeros((1, 16), np.int16), np.zeros(n, np.uint32)
+    given = (
+        reference.pack_levels(levels, 8),
+        base,
+        base_rows,
+        *np.ones((2, n), np.float32),
+        255,
+        8,
+    )
+    whole = np.array([[0, n]], np.uint32)
+    _, scores = kernels.score_codes(isa, *reference.byte_tile(queries), *given, whole, NO_TOKENS)
+    dots = (2 * levels.astype(np.int64) - 255) @ queries.T.astype(np.int64)
+    np.testing.assert_array_equal(scores, dots.astype(np.float32))
+
+
 @each_isa
 @each_shape
 def test_padding_lanes_give_zero(isa: str, dim: int, lanes: int, n: int) -> None:
