@@ -26,6 +26,9 @@ settings.load_profile("long" if os.environ.get("HYPOTHESIS_PROFILE") == "long" e
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--soak", type=float, default=30.0, help="seconds of tests/lifecycle/test_soak"
+    )
     parser.addoption("--data", type=Path, help="folder with the collections that some tests need")
 
 

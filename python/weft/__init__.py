@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WeftError,
         WriterClosedError,
     )
+    from weft.exporting import Exported, export
     from weft.health import IndexInfo, Problem, Repair
     from weft.index import Index, info
     from weft.planning import Plan, plan
@@ -61,6 +62,7 @@ __all__ = [
     "DeviceError",
     "Document",
     "EncoderInfo",
+    "Exported",
     "Hit",
     "Hits",
     "IncompatibleIndexError",
@@ -89,6 +91,7 @@ __all__ = [
     "WriterClosedError",
     "encoders",
     "evaluation",
+    "export",
     "info",
     "maxsim",
     "plan",
@@ -98,6 +101,7 @@ __all__ = [
 # Where each name lives; a module is imported when one of its names is first used.
 _MODULES = {
     "arrays": ("maxsim",),
+    "exporting": ("Exported", "export"),
     "health": ("IndexInfo", "Problem", "Repair"),
     "index": ("Index", "info"),
     "planning": ("Plan", "plan"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for an index that is there: verify, repair, delete, compact."""
+"""Commands for an index that is there: verify, repair, delete, compact, export."""
 
 from __future__ import annotations
 
@@ -146,3 +146,35 @@ def compact(
         else:
             merged = f"{count(before.n_segments)} segments are now {count(info.n_segments)}"
             view.note(f"{merged}, {size(max(freed, 0))} less in use")
+
+
+@app.command(
+    epilog=examples(
+        "weft export notes.index notes.jsonl",
+        "weft export notes.index rows.safetensors && weft build again.index rows.safetensors",
+    )
+)
+def export(
+    index: IndexPath,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Texts and metadata: .jsonl. Token embeddings: .safetensors or .npy, with ids.txt "
+            "(and offsets.npy) beside it.",
+        ),
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Write ids, texts and metadata, or token embeddings, to files that weft build reads."""
+    view = View(as_json=json, quiet=quiet, progress=not no_progress)
+    with view.reporting():
+        opened = weft.Index.open(index)
+        with view.progress() as progress:
+            done = weft.export(opened, file, progress=progress)
+        view.result(as_json(done))
+        view.print(f"wrote {count(done.n_docs)} documents to {', '.join(done.files)}")
+        if done.exact is False:
+            view.note("the rows are not kept: these are what the codes say of them")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         SearchParams,
     )
 
-OPEN_ATTEMPTS = 3
+OPEN_ATTEMPTS = 10
 """How often a snapshot is tried again when a writer has removed its files meanwhile."""
 
 
@@ -283,11 +283,14 @@ class Index:
         """
         check_device(device)
         for attempt in range(OPEN_ATTEMPTS):
+            manifest = self._manifest
             try:
-                return Searcher(Snapshot(self._directory, self._manifest), threads=threads)
+                return Searcher(Snapshot(self._directory, manifest), threads=threads)
             except (CorruptIndexError, StorageError):
-                last = attempt == OPEN_ATTEMPTS - 1
-                if last or self._pinned or not self.refresh():  # a writer may have removed it
+                if attempt == OPEN_ATTEMPTS - 1 or self._pinned:
+                    raise
+                self.refresh()
+                if self._manifest is manifest:  # no writer has removed it, it is damaged
                     raise
         raise AssertionError
 
@@ -448,10 +451,8 @@ class Index:
 
         Parameters
         ----------
-        path
-            The folder; it need not open.
-        progress
-            Called with (stage, done, total).
+        path, progress
+            The folder, which need not open; called with (stage, done, total).
 
         Raises
         ------

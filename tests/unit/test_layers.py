@@ -30,6 +30,7 @@ PYTHON_LAYERS = [
     {"builder", "repair"},
     {"writer"},
     {"index"},
+    {"exporting"},
     {"encoders", "sources"},
     {"retriever"},
     {"evaluation", "demo"},

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking an index out again: texts as JSON Lines, token embeddings as arrays; both stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from weft.bitmaps import as_mask
+from weft.errors import IndexExistsError, InvalidArgumentError
+from weft.storage import os_errors
+from weft.windows import document_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from weft.index import Index
+    from weft.snapshot import OpenSegment, Snapshot
+    from weft.types import Progress
+
+BLOCK_WINDOWS = 4_096
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    `exact` tells whether token embeddings are the rows as they were added; otherwise they are what
+    the codes say of them. None for texts.
+    """
+
+    files: tuple[str, ...]
+    n_docs: int
+    n_tokens: int
+    exact: bool | None
+
+
+def export(
+    index: Index, path: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Exported:
+    """Write the documents of an index to files that other programs read, and `weft build` too.
+
+    Parameters
+    ----------
+    index
+        Its present generation is written, deleted documents left out.
+    path
+        `.jsonl`: an object with id, text and metadata for each document. `.safetensors`: tensors
+        `values`, float16 `[n_tokens, dim]`, and `offsets`, int64 `[n_docs + 1]`. `.npy`: the
+        values, with `offsets.npy` beside it. Beside both, `ids.txt` has one id a line. The windows
+        of a long document follow each other as one.
+    progress
+        Called with ("export", documents done, all documents).
+
+    Raises
+    ------
+    IndexExistsError
+        One of the files exists.
+    InvalidArgumentError
+        Another kind of file; or an id has a line break, which `ids.txt` cannot hold.
+
+    Examples
+    --------
+    >>> import numpy as np, weft
+    >>> index = weft.Index.create("exported.index", weft.IndexConfig(dim=4))
+    >>> index.add(["a", "b"], [np.eye(4)[:1], np.eye(4)], texts=["one", "four"])
+    2
+    >>> weft.export(index, "texts.jsonl").n_docs
+    2
+    >>> weft.export(index, "rows.safetensors").files
+    ('rows.safetensors', 'ids.txt')
+    """
+    target = Path(path)
+    searcher = index.searcher()
+    work = _Export(searcher._snapshot, progress or (lambda _stage, _done, _total: None))
+    if target.suffix == ".jsonl":
+        _write_all({target: work.write_texts})
+        return Exported((str(target),), len(searcher), work.manifest.n_tokens, None)
+    beside = {target.with_name("ids.txt"): work.write_ids}
+    if target.suffix == ".safetensors":
+        files = {target: work.write_safetensors, **beside}
+    elif target.suffix == ".npy":
+        files = {target: work.write_npy, target.with_name("offsets.npy"): work.write_offsets}
+        files |= beside
+    else:
+        raise InvalidArgumentError(
+            f"{target}: expected a name that ends in .jsonl, .safetensors or .npy"
+        )
+    _write_all(files)
+    names = tuple(str(file) for file in files)
+    exact = searcher.truth == "rows"
+    return Exported(names, len(searcher), work.manifest.n_tokens, exact)
+
+
+class _Export:
+    """Writers of the documents of a snapshot; each walks over them once."""
+
+    def __init__(self, snapshot: Snapshot, progress: Progress) -> None:
+        self.manifest = snapshot.manifest
+        self._snapshot = snapshot
+        self._progress = progress
+
+    def _documents(self) -> Iterator[tuple[str, OpenSegment, list[int]]]:
+        """Give the id of each document, its segment and its windows there."""
+        for segment in self._snapshot.segments:
+            windows = np.flatnonzero(~as_mask(segment.deleted, segment.entry.n_windows))
+            blocks = np.split(windows, range(BLOCK_WINDOWS, len(windows), BLOCK_WINDOWS))
+            stored = (
+                pair
+                for block in blocks
+                for pair in zip(
+                    block.tolist(), segment.native.ids(block.astype(np.uint32)), strict=True
+                )
+            )
+            for doc_id, group in groupby(stored, key=lambda pair: document_id(pair[1])):
+                yield doc_id, segment, [window for window, _ in group]
+
+    def write_texts(self, file: BinaryIO) -> None:
+        for number, (doc_id, segment, windows) in enumerate(self._documents(), start=1):
+            store = segment.documents
+            text, metadata = (None, {}) if store is None else store.get(windows[0])
+            line = {"id": doc_id, "text": text, "metadata": metadata}
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._report(number)
+
+    def write_ids(self, file: BinaryIO) -> None:
+        for doc_id, _, _ in self._documents():
+            if "\n" in doc_id:
+                raise InvalidArgumentError(
+                    f"id {doc_id!r}: has a line break, which a file of one id a line cannot hold"
+                )
+            file.write(doc_id.encode() + b"\n")
+
+    def write_npy(self, file: BinaryIO) -> None:
+        shape = (self.manifest.n_tokens, self.manifest.config.dim)
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        self._write_rows(file)
+
+    def write_offsets(self, file: BinaryIO) -> None:
+        np.save(file, self._offsets())
+
+    def write_safetensors(self, file: BinaryIO) -> None:
+        """Write the length of the header, the header padded to 8 bytes, and the tensors."""
+        offsets = self._offsets()
+        n_tokens, dim = self.manifest.n_tokens, self.manifest.config.dim
+        n_bytes = 2 * n_tokens * dim
+        header = json.dumps(
+            {
+                "values": {
+                    "dtype": "F16", "shape": [n_tokens, dim], "data_offsets": [0, n_bytes],
+                },
+                "offsets": {
+                    "dtype": "I64", "shape": [len(offsets)],
+                    "data_offsets": [n_bytes, n_bytes + offsets.nbytes],
+                },
+            }
+        ).encode()  # fmt: skip
+        header += b" " * (-len(header) % 8)
+        file.write(len(header).to_bytes(8, "little") + header)
+        self._write_rows(file)
+        file.write(offsets.tobytes())
+
+    def _offsets(self) -> NDArray[np.int64]:
+        """Give where each document begins in the values, and their number at the end."""
+        counts = np.zeros(self.manifest.n_docs + 1, "<i8")
+        of: OpenSegment | None = None
+        for number, (_, segment, windows) in enumerate(self._documents(), start=1):
+            if segment is not of:
+                of, lengths = segment, segment.native.lengths()
+            counts[number] = lengths[windows].sum()
+        return np.cumsum(counts, dtype="<i8")
+
+    def _write_rows(self, file: BinaryIO) -> None:
+        for number, (_, segment, windows) in enumerate(self._documents(), start=1):
+            for window in windows:
+                file.write(segment.native.rows(window).astype("<f2").tobytes())
+            self._report(number)
+
+    def _report(self, n_done: int) -> None:
+        if n_done % 1_000 == 0 or n_done == self.manifest.n_docs:
+            self._progress("export", n_done, self.manifest.n_docs)
+
+
+def _write_all(files: Mapping[Path, Callable[[BinaryIO], None]]) -> None:
+    """Write files under temporary names, and give them their own when all are complete."""
+    for path in files:
+        if path.exists():
+            raise IndexExistsError(f"{path}: exists already; remove it, or choose another name")
+    parts = {path: path.with_name(f"{path.name}.part") for path in files}
+    try:
+        for path, write in files.items():
+            with os_errors("write", path), parts[path].open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            with os_errors("write", path):
+                part.rename(path)
+    finally:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
