@@ -238,8 +238,8 @@ WEFT_INLINE const int16_t* base_row(const CodeBlock& block, size_t place, size_t
   return block.base + block.base_rows[place] * lanes;
 }
 
-/// Rows of codes. The base scores of a block are fetched while its dots are computed, the codes a
-/// few rows ahead: documents lie scattered, so the processor's own prefetching starts too late.
+/// Rows of codes. Base scores and codes are fetched some rows ahead: base scores lie anywhere, and
+/// documents scattered, so that the processor's own prefetching starts too late.
 template <class Source>
 struct CodeRows {
   static constexpr int32_t kOffset = Source::kOffset;
@@ -256,12 +256,17 @@ struct CodeRows {
         width(dim * codes.nbits / 8),
         source(codes.codes, dim, codes.tokens) {}
 
-  template <size_t kR>
-  WEFT_INLINE void load(size_t first, size_t count, Block& out) {
-    for (size_t r = 0; r < count; ++r) {
-      const int16_t* base = base_row(block, first + r, lanes);
+  WEFT_INLINE void fetch_bases(size_t first, size_t count) {
+    for (size_t place = first; place < first + count && place < block.n; ++place) {
+      const int16_t* base = base_row(block, place, lanes);
       for (size_t l = 0; l < lanes; l += 32) WEFT_PREFETCH(base + l);
     }
+  }
+
+  template <size_t kR>
+  WEFT_INLINE void load(size_t first, size_t count, Block& out) {
+    if (first == 0) fetch_bases(0, kAhead);
+    fetch_bases(first + kAhead, kR);
     if (block.tokens == nullptr) {
       const uint8_t* ahead = block.codes + (first + kAhead) * width;
       for (size_t i = 0; i < kR * width; i += 64) WEFT_PREFETCH(ahead + i);

@@ -169,7 +169,7 @@ def plan(
     --------
     >>> import weft
     >>> weft.plan(weft.IndexConfig(), n_docs=10_000, n_tokens=1_000_000, max_ram="1GiB").n_fine
-    10000
+    20000
     """
     n_docs = check_int("n_docs", n_docs, 0)
     n_tokens = check_int("n_tokens", n_tokens, 0)

@@ -77,7 +77,7 @@ def test_checksum():
 def test_codec(codec, tmp_path):
     arrays, numbers = write_codec(codec, tmp_path)
     check_arrays(arrays, "Codec", set(), numbers)
-    assert (numbers["version"], numbers["nbits"]) == (1, codec.nbits)
+    assert (numbers["version"], numbers["nbits"]) == (2, codec.nbits)
     assert (numbers["dim"], numbers["padded_dim"]) == (DIM, 96)
     assert np.uint64(numbers["seed"] % 2**64) == 2**63 + 5
     head = [DIM, codec.nbits, numbers["seed"] % 2**64, *arrays["scales"].view("<u4").tolist()]
@@ -111,7 +111,7 @@ def test_segment(codec, rows, rerank, tmp_path):
     for doc, (first, last) in enumerate(pairwise(arrays["doc_offsets"])):
         np.testing.assert_allclose(segment.rows(doc), tokens[first:last], rtol=0, atol=2e-6)
     if codec.nbits >= 4:
-        np.testing.assert_allclose(tokens, rows, rtol=0, atol=0.06)
+        np.testing.assert_allclose(tokens, rows, rtol=0, atol=0.08)
 
 
 def check_ids(arrays):
