@@ -70,19 +70,27 @@ class Build:
         self._files = NewFiles(directory)
 
     def run(
-        self, generation: int, *, compact: bool, tune: bool, queries: TuningQueries | None
+        self,
+        generation: int,
+        *,
+        compact: bool,
+        retrain: bool,
+        tune: bool,
+        queries: TuningQueries | None,
     ) -> Manifest:
         """Write every file, sync the folder and give the manifest that names them.
 
-        `compact` merges the old segments that are worth it; without it, those that must be. `tune`
-        asks for operating points even if the codec is an old one, measured on `queries` or, where
-        there are none, on sampled documents.
+        `compact` merges the old segments that are worth it; without it, those that must be.
+        `retrain` trains a codec anew and encodes everything again, the old from what is stored.
+        `tune` asks for operating points even if the codec is an old one, measured on `queries` or,
+        where there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
         n_docs = sum(segment.entry.live("n_docs") for segment in kept)
         n_tokens = sum(segment.entry.live("n_tokens") for segment in kept)
-        trains = codec is None and n_tokens + spool.n_tokens >= defaults.codec_tokens
+        trains = n_tokens + spool.n_tokens >= defaults.codec_tokens and (codec is None or retrain)
+        decodes = trains and codec is not None and base.config.rerank != "f16"
         if trains or spool.n_docs > 0:
             self._require_room(n_docs if trains else 0, n_tokens if trains else 0)
         n_tokens += spool.n_tokens
@@ -94,7 +102,7 @@ class Build:
         elif entry is not None and n_tokens > defaults.retrain_growth * entry.n_tokens:
             logger.warning(
                 "the index has %d tokens, its codec was trained for %d: recall may fall; "
-                "consider building it anew",
+                "compact(retrain=True) trains another",
                 n_tokens,
                 entry.n_tokens,
             )
@@ -108,7 +116,7 @@ class Build:
             files={**base.files, **self._files.entries},
         )
         if codec is not None and tune and manifest.n_tokens > 0:
-            manifest = self._tune(manifest, kept, queries)
+            manifest = self._tune(manifest, kept, queries, decodes=decodes)
         self._directory.sync_directory()
         return manifest
 
@@ -308,9 +316,17 @@ class Build:
         return list(entry.files)
 
     def _tune(
-        self, manifest: Manifest, kept: tuple[OpenSegment, ...], given: TuningQueries | None
+        self,
+        manifest: Manifest,
+        kept: tuple[OpenSegment, ...],
+        given: TuningQueries | None,
+        *,
+        decodes: bool,
     ) -> Manifest:
-        """Give the manifest with operating points, found on the files it names."""
+        """Give the manifest with operating points, found on the files it names.
+
+        `decodes` says that what was spooled is, in part, what codes were decoded to.
+        """
         snapshot = Snapshot(self._directory, manifest)
         assert snapshot.codec is not None
         searcher = _native.Searcher(
@@ -330,7 +346,7 @@ class Build:
         )
         tuner.answer_exactly(self._all_rows(kept), self._threads, self._progress)
         tuned_on = "sampled documents" if given is None else "given queries"
-        exact = manifest.config.rerank == "f16" or not kept
+        exact = manifest.config.rerank == "f16" or not (kept or decodes)
         tuning = Tuning(tuned_on, len(queries), manifest.n_tokens, "rows" if exact else "stored")
         points = tuner.points(tuned_on, self._progress)
         return manifest.next(manifest.generation, operating_points=points, tuning=tuning)

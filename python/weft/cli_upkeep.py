@@ -122,12 +122,21 @@ def delete(
 @app.command(epilog=examples("weft compact notes.index && weft verify notes.index --deep"))
 def compact(
     index: IndexPath,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Train the codec anew and encode again, for an index that has grown."
+        ),
+    ] = False,
     max_ram: MaxRam = None,
     json: Json = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
-    """Merge segments and drop deleted documents; ids, codes and scores stay as they are."""
+    """Merge segments and drop deleted documents; ids, codes and scores stay as they are.
+
+    With --retrain codes and scores change: all is encoded again from what is stored.
+    """
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         opened = weft.Index.open(index)
@@ -136,7 +145,7 @@ def compact(
             view.progress() as progress,
             opened.writer(max_ram=max_ram, progress=progress) as writer,
         ):
-            writer.compact()
+            writer.compact(retrain=retrain)
         info = opened.info
         freed = before.n_bytes - info.n_bytes
         view.result({**info_to_json(info), "n_segments_before": before.n_segments, "freed": freed})

@@ -359,13 +359,13 @@ class Index:
         with self.writer() as writer:
             return writer.delete(ids, where=where)
 
-    def compact(self) -> int:
+    def compact(self, *, retrain: bool = False) -> int:
         """Merge segments and drop what is deleted, in one commit; see `Writer.compact`.
 
         Gives the generation, which stays the same where there is nothing to gain.
         """
         with self.writer() as writer:
-            writer.compact()
+            writer.compact(retrain=retrain)
             return writer.commit()
 
     def tune(self, queries: Embeddings | None = None) -> tuple[OperatingPoint, ...]:

@@ -48,8 +48,8 @@ class Defaults:
     """Bytes that a build plans with, unless half of what is available is less."""
     stale_growth: float = 1.2
     """Operating points are stale once the index has grown by this factor since they were found."""
-    retrain_growth: float = 8.0
-    """A codec trained on so many times fewer tokens is warned about."""
+    retrain_growth: float = 2.0
+    """A codec trained on so many times fewer tokens is warned about: docs/performance.md, Growth."""
     generations_kept: int = 2
     merged_deleted: float = 0.2
     """A commit writes a segment anew once more of it than this is deleted."""

@@ -91,7 +91,7 @@ class Writer:
         self._on_commit = on_commit or (lambda _manifest: None)
         self._directory = directory
         self._queries: TuningQueries | None = None
-        self._tune_asked = self._compact_asked = False
+        self._tune_asked = self._compact_asked = self._retrain_asked = False
         self._resume = resume
         self._spool: Spool | None = None
         self._lock = directory.lock()
@@ -300,7 +300,7 @@ class Writer:
             self._queries = None
         self._tune_asked = True
 
-    def compact(self) -> None:
+    def compact(self, *, retrain: bool = False) -> None:
         """Merge segments at the next commit, and drop from them what is deleted.
 
         Segments that have tombstones or are small are written anew, as few as their largest size
@@ -308,12 +308,19 @@ class Writer:
         segment of its own. Readers keep the generation they have; its files go when two newer ones
         are there, and the space when the last reader has closed.
 
+        Parameters
+        ----------
+        retrain
+            Train the codec anew, for as many tokens as there are, and encode all of them again:
+            for an index that has outgrown its codec. The rows are the best that is stored of them,
+            so where that is codes alone, a little is lost once more.
+
         Notes
         -----
         The segments are read in full; damage in one is a `CorruptIndexError` of the commit.
         """
         self._open_spool()
-        self._compact_asked = True
+        self._compact_asked, self._retrain_asked = True, retrain
 
     def commit(self) -> int:
         """Make everything added and deleted so far durable and visible; give the generation.
@@ -338,8 +345,9 @@ class Writer:
         compacts = self._compact_asked and bool(
             worth_merging(self._snapshot.manifest.segments, self._max_ram)
         )
-        if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts):
-            self._compact_asked = False
+        retrains = self._retrain_asked and self._snapshot.codec is not None
+        if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts or retrains):
+            self._compact_asked = self._retrain_asked = False
             return self.generation
         mark = spool.mark()
         build = Build(
@@ -356,6 +364,7 @@ class Writer:
             made = build.run(
                 generations(self._directory)[-1] + 1,
                 compact=self._compact_asked,
+                retrain=self._retrain_asked,
                 tune=self._tune_asked,
                 queries=self._queries,
             )
@@ -375,7 +384,8 @@ class Writer:
         return made.generation
 
     def _adopt(self, manifest: Manifest) -> None:
-        self._queries, self._tune_asked, self._compact_asked = None, False, False
+        self._queries = None
+        self._tune_asked = self._compact_asked = self._retrain_asked = False
         self._rewind(EMPTY)
         self._snapshot = Snapshot(self._directory, manifest)
         self._deletions = Deletions(self._snapshot.segments)
@@ -392,7 +402,8 @@ class Writer:
 
     def rollback(self) -> None:
         """Forget everything added and deleted since the last commit."""
-        self._queries, self._tune_asked, self._compact_asked = None, False, False
+        self._queries = None
+        self._tune_asked = self._compact_asked = self._retrain_asked = False
         self._open_spool().rewind(EMPTY)
         self._deletions = Deletions(self._snapshot.segments)
 

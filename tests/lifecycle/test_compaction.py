@@ -122,3 +122,29 @@ def test_nothing_new_merges_nothing(make_index, rng, unmerged):
     index.add(["new"], [np.eye(8)])
     assert (index.info.n_deleted, index.info.n_segments) == (0, 2)
     assert weft.Index.open(index.path).verify(deep=True) == ()
+
+
+@pytest.mark.parametrize("config", [{}, {"rerank": "f16"}, {"rerank": None}])
+def test_a_codec_is_trained_anew(make_index, rng, small_codec, config):
+    docs, ids = ragged_docs(rng, 400, 8, shortest=4), [f"d{i}" for i in range(400)]
+    index = make_index(docs[:60], config=weft.IndexConfig(dim=8, **config))
+    for first in range(60, 400, 85):
+        index.add(ids[first : first + 85], docs[first : first + 85], texts=ids[first : first + 85])
+    index.delete(["d7", "d99"])
+    before, generation = index.info, index.generation
+    assert index.compact(retrain=True) == generation + 1
+    after = index.info
+    assert after.n_fine > 2 * before.n_fine
+    assert (after.n_docs, after.n_segments, after.n_deleted) == (398, 1, 0)
+    assert after.truth == ("rows" if config.get("rerank") == "f16" else "stored")
+    assert index.verify(deep=True) == ()
+    assert index.documents(["d399", "d0"])[0].text == "d399"
+    left = [i for i in range(400) if i not in (7, 99)]
+    scores = exact(docs[5], [docs[i] for i in left], [f"d{i}" for i in left])
+    assert_ranking(index.exact_search(docs[5], k=398), scores, 0.25)
+
+
+def test_without_a_codec_there_is_none_to_train_anew(make_index, rng):
+    index = make_index(ragged_docs(rng, 5, 8))
+    assert index.compact(retrain=True) == 2
+    assert index.info.n_fine is None
