@@ -49,7 +49,7 @@ class Defaults:
     stale_growth: float = 1.2
     """Operating points are stale once the index has grown by this factor since they were found."""
     retrain_growth: float = 2.0
-    """A codec trained on so many times fewer tokens is warned about: docs/performance.md, Growth."""
+    """A codec trained for so many times fewer tokens is warned of; docs/performance.md says why."""
     generations_kept: int = 2
     merged_deleted: float = 0.2
     """A commit writes a segment anew once more of it than this is deleted."""
