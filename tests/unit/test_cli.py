@@ -433,7 +433,8 @@ class TestProcess:
         np.save(tmp_path / "offsets.npy", np.arange(0, n + 1, 100))
         words = [sys.executable, "-m", "weft", "build", "i.index", "values.npy"]
         child = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        while not list(tmp_path.glob("i.index.building/build-*")):
+        pattern = "i.index.building/build-*/rows.f16"
+        while not any(file.stat().st_size > 2e7 for file in tmp_path.glob(pattern)):
             assert child.poll() is None
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
