@@ -255,14 +255,11 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
   const size_t n = count(base_rows);
   const size_t lanes = tile.lanes();
   require(nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8, "nbits: expected 1, 2, 4 or 8");
-  const size_t width = tile.dim * nbits / 8;
+  const size_t width = tile.dim * nbits / 8, n_base = extent(base, 0);
   require(count(codes) == n * width && extent(base, 0) >= 1 && extent(base, 1) == lanes &&
               count(base_scale) == n && count(code_scale) == n,
           "score_codes: shapes do not match");
   check_ranges(ranges, n);
-  for (size_t i = 0; i < n; ++i) {
-    require(base_rows.data()[i] < extent(base, 0), "base_rows: past the last row of base");
-  }
   const size_t m = extent(ranges, 0);
   const size_t n_listed = count(tokens);
   for (size_t i = 0; i < n_listed; ++i) {
@@ -276,7 +273,11 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
   const uint32_t* range = ranges.data();
   size_t n_scores = 0;
   for (size_t i = 0; i < m; ++i) {
-    n_scores += n_listed > 0 ? n_listed : range[2 * i + 1];
+    const uint32_t* const rows = base_rows.data() + range[2 * i];
+    const size_t n_scored = n_listed > 0 ? n_listed : range[2 * i + 1];
+    require(std::all_of(rows, rows + n_scored, [&](uint32_t row) { return row < n_base; }),
+            "base_rows: past the last row of base");
+    n_scores += n_scored;
   }
   auto scores = filled<float>({n_scores, lanes}, 0.0f);
   float* const first_score = scores.mutable_data();
