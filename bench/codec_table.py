@@ -24,6 +24,7 @@ from weft import _native
 BLOCK_TOKENS = 16_384
 RATIOS = (16, 12, 8, 6)  # of the first plane's step to the second's, its own optimum kept
 SEED = 42
+WIDE, FINE = (0.75, 512), (0.984375, 8192)  # u of a multiplier: least + u / parts
 
 
 class Embeddings(NamedTuple):
@@ -69,11 +70,12 @@ def maxsim(rows: np.ndarray, starts: np.ndarray, data: Embeddings) -> np.ndarray
     return np.add.reduceat(best, data.query_offsets[:-1], axis=1).T
 
 
-def unit(rows: np.ndarray, bits: int | None = 9) -> np.ndarray:
-    """Rows times the multiplier that makes them unit length: u8 (9 bits a unit) or unrounded."""
+def unit(rows: np.ndarray, *, stored: bool) -> np.ndarray:
+    """Rows times the multiplier that makes them unit length: u8 as of a plane, or unrounded."""
     wanted = 1 / np.linalg.norm(rows, axis=1, keepdims=True)
-    if bits is not None:
-        wanted = 0.75 + np.clip(np.rint((wanted - 0.75) * 2**bits), 0, 255) / 2**bits
+    if stored:
+        least, parts = FINE
+        wanted = least + np.clip(np.rint((wanted - least) * parts), 0, 255) / parts
     return rows * wanted.astype(np.float32)
 
 
@@ -86,9 +88,9 @@ def variants(
         encoded = codec._encode(rows)
         decoded = codec._decode(encoded)
         yield f"{nbits}", decoded
-        multipliers = np.float32(0.75) + encoded["multipliers"][:, None].astype(np.float32) / 512
-        plain = decoded / multipliers
-        yield f"{nbits}, multiplier f16 (simulated)", unit(plain, bits=None)
+        least, parts = FINE if nbits == 8 else WIDE
+        plain = decoded / (least + encoded["multipliers"][:, None].astype(np.float32) / parts)
+        yield f"{nbits}, multiplier f16 (simulated)", unit(plain, stored=False)
         yield f"{nbits}, no multiplier (simulated)", plain
         if nbits == 4:
             both = codec._encode(rows, plane=True)
@@ -102,7 +104,10 @@ def variants(
                 levels = np.clip(np.floor(left / step * ratio + 8), 0, 15)
                 closer = rotated + step / ratio * (levels - np.float32(7.5))
                 turned = _native._quantizer.unrotate(closer.astype(np.float32), dim, codec.seed)
-                yield f"4 + plane of 1/{ratio}, step not widened (simulated)", unit(turned)
+                yield (
+                    f"4 + plane of 1/{ratio}, step not widened (simulated)",
+                    unit(turned, stored=True),
+                )
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:

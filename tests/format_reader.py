@@ -167,4 +167,6 @@ def decode(arrays, trained, nbits):
         found = re.search(r"step / (\d+) \* \((\d+) \* level \+ plane level - (\d+) / 2\)", PAGE)
         finer, ratio, middle = map(int, found.groups())
         residual = step / finer * (ratio * level + levels(arrays["plane"], 4) - middle / 2)
-    return (0.75 + arrays[factors] / 512)[:, None] * (centroids + residual)
+    grids = re.findall(r"([0-9.]+) \+ u / (\d+)", PAGE)  # of few levels, then of many
+    least, parts = map(float, grids[nbits == 8 or "plane" in arrays])
+    return (least + arrays[factors] / parts)[:, None] * (centroids + residual)

@@ -234,13 +234,12 @@ def prepare_query(rotated: np.ndarray) -> tuple[np.ndarray, np.float32]:
 def merge_tokens(rows: np.ndarray, same: float = 0.95) -> list[tuple[int, int]]:
     """(lane, weight) of the tokens that stand for themselves and their near-duplicates."""
     merged: list[list[int]] = []
+    norms = [int(row @ row) for row in rows]
     for i in range(len(rows)):
         for entry in merged:
             j = entry[0]
             dot = int(rows[i] @ rows[j])
-            if dot > 0 and dot * dot >= same * same * int(rows[i] @ rows[i]) * int(
-                rows[j] @ rows[j]
-            ):
+            if dot > 0 and dot * dot >= same * same * norms[i] * norms[j]:
                 entry[1] += 1
                 break
         else:
@@ -327,10 +326,8 @@ def gather(
     for s, docs in enumerate(segments):
         for d, tokens in enumerate(docs):
             fines = {int(child_offsets[p]) + c for p, c in tokens}
-            total = 0
-            for of_token in lists:
-                hits = [gain for fine, gain in of_token if fine in fines]
-                total += hits[0] if hits else 0
+            firsts = (next((g for fine, g in of_token if fine in fines), 0) for of_token in lists)
+            total = sum(firsts)
             if total > 0:
                 sums[s, d] = total
     best = sorted(sums, key=lambda ref: (-sums[ref], ref))[:ncandidates]
@@ -376,7 +373,7 @@ def score_document(
     scores: CentroidScores,
     fines: np.ndarray,
     steps: np.ndarray,
-    multipliers: np.ndarray,
+    stored: np.ndarray,
     levels: np.ndarray,
     middle: int,
 ) -> float:
@@ -385,10 +382,10 @@ def score_document(
     for lane, row in enumerate(rows):
         best = -np.inf
         for t in range(len(fines)):
-            m = 0.75 + int(multipliers[t]) / 512
+            m = 0.75 + int(stored[t]) / 512
             base = float(scores.base[fines[t], lane]) * scores.base_unit
-            residual = float(row @ levels[t].astype(np.int64)) - middle / 2 * float(row.sum())
-            best = max(best, m * (base + float(steps[t]) * float(scale) * residual))
+            residual = float(scale) * (row @ (levels[t].astype(np.int64) - middle / 2))
+            best = max(best, m * (base + float(steps[t]) * residual))
         total += best
     return total
 
@@ -407,8 +404,8 @@ def token_scale(padded_dim: int) -> np.float32:
 
 def distance_biases(centroids: np.ndarray, unit: float = 1.0) -> list[int]:
     """-|c|^2 / 2 * unit, rounded away from zero: added to a dot, it ranks by squared distance."""
-    squares = [int(c @ c) for c in centroids.astype(np.int64)]
-    return [-min(math.floor(0.5 * unit * square + 0.5), 2**27) for square in squares]
+    wide = centroids.astype(np.int64)
+    return [-min(math.floor(0.5 * unit * int(c @ c) + 0.5), 2**27) for c in wide]
 
 
 def ranked_centroids(
@@ -488,13 +485,14 @@ def reconstruct(
     """Rotated tokens f64 [n, padded_dim], m * (c + step * (level - middle / 2))."""
     dim = codec["coarse"].shape[1]
     levels = unpack_levels(encoded["codes"], dim, nbits).astype(int)
-    middle, fineness, multipliers = 2**nbits - 1, 1, encoded["multipliers"]
+    middle, fineness, stored = 2**nbits - 1, 1, encoded["multipliers"]
     if "plane" in encoded:
         levels = PLANE_RATIO * levels + unpack_levels(encoded["plane"], dim, 4)
-        middle, fineness, multipliers = PLANE_MIDDLE, PLANE_RATIO, encoded["plane_multipliers"]
+        middle, fineness, stored = PLANE_MIDDLE, PLANE_RATIO, encoded["plane_multipliers"]
+    factors = 0.984375 + stored / 8192 if middle >= PLANE_MIDDLE else 0.75 + stored / 512
     rows = []
     for t, fine in enumerate(fines_of(codec, encoded)):
         step = float(encoded["steps"][t]) / fineness
         token = direction(codec, int(fine), step, levels[t], middle)
-        rows.append((0.75 + int(multipliers[t]) / 512) * token)
+        rows.append(factors[t] * token)
     return np.array(rows)

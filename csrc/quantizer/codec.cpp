@@ -67,10 +67,11 @@ float squared_length(const float* x, size_t dim) {
 }
 
 /// The stored multiplier that brings x nearest to unit length; 1 for the zero row.
-uint8_t multiplier_for(const float* x, size_t dim) {
+uint8_t multiplier_for(const float* x, size_t dim, MultiplierGrid grid) {
   const float squared = squared_length(x, dim);
   const float wanted = squared > 0.0f ? 1.0f / std::sqrt(squared) : 1.0f;
-  return static_cast<uint8_t>(std::min(std::max(0.0f, (wanted - 0.75f) * 512.0f), 255.0f) + 0.5f);
+  const float place = (wanted - grid.least) / grid.step;
+  return static_cast<uint8_t>(std::min(std::max(0.0f, place), 255.0f) + 0.5f);
 }
 
 /// out = centroid * scale + step * (level - middle / 2).
@@ -333,7 +334,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
         nearest_levels(residual.data(), step, half, padded, levels.data());
       }
       reconstruct(centroid, fine_scale_, levels.data(), step, middle, padded, decoded.data());
-      out.multipliers[t] = multiplier_for(decoded.data(), padded);
+      out.multipliers[t] = multiplier_for(decoded.data(), padded, multiplier_grid());
       pack(levels.data(), padded, nbits_, out.codes.data() + t * code_bytes);
       if (plane) {
         for (size_t d = 0; d < padded; ++d) {
@@ -345,7 +346,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
         }
         reconstruct(centroid, fine_scale_, levels.data(), step / kRatio, kPlaneMiddle, padded,
                     decoded.data());
-        out.plane_multipliers[t] = multiplier_for(decoded.data(), padded);
+        out.plane_multipliers[t] = multiplier_for(decoded.data(), padded, kFineGrid);
         pack(lower.data(), padded, 4, out.plane.data() + t * padded / 2);
       }
     }
@@ -371,7 +372,7 @@ void Codec::decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<ui
     reconstruct(centroid, fine_scale_, levels.data(), step, (1 << nbits_) - 1, padded, row);
   }
   const float multiplier =
-      multiplier_of(plane ? tokens.plane_multipliers[t] : tokens.multipliers[t]);
+      plane ? kFineGrid(tokens.plane_multipliers[t]) : multiplier_grid()(tokens.multipliers[t]);
   for (size_t d = 0; d < padded; ++d) {
     row[d] *= multiplier;
   }

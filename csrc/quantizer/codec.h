@@ -6,8 +6,9 @@
 //
 // c     its fine centroid: int8 * fine_scale, so the residual x - c loses nothing by it
 // step  f16 per token, least squares for the best of 20 clip factors
-// m     u8 per token, 0.75 + u / 512: makes the reconstruction unit length, so that what
-//       quantisation takes from a token's length does not become an error of its scores
+// m     u8 per token: makes the reconstruction unit length, so that what quantisation takes from
+//       a token's length does not become an error of its scores. 0.75 + u / 512; with 8 bits or a
+//       second plane little is taken, and a finer m is due: 0.984375 + u / 8192
 //
 // A second plane (nbits 4 only) codes what the first left over with step / 12 in 16 levels:
 //
@@ -97,10 +98,17 @@ struct EncodedView {
   const uint8_t* plane_multipliers = nullptr;
 };
 
-/// m of a stored multiplier.
-constexpr float multiplier_of(uint8_t stored) {
-  return 0.75f + static_cast<float>(stored) / 512.0f;
-}
+/// What a stored multiplier u8 stands for: least + u * step.
+struct MultiplierGrid {
+  float least;
+  float step;
+
+  constexpr float operator()(uint8_t stored) const {
+    return least + static_cast<float>(stored) * step;
+  }
+};
+inline constexpr MultiplierGrid kWideGrid{0.75f, 1.0f / 512.0f};
+inline constexpr MultiplierGrid kFineGrid{0.984375f, 1.0f / 8192.0f};  ///< 8 bits; both planes
 
 /// Rotation and centroid tree: what encodes and decodes. Immutable, hence thread-safe.
 class Codec {
@@ -123,6 +131,8 @@ class Codec {
   size_t dim() const noexcept { return rotation_.dim(); }
   size_t padded_dim() const noexcept { return rotation_.padded_dim(); }
   unsigned nbits() const noexcept { return nbits_; }
+  /// Of the multipliers that go with the codes; those of a plane are on kFineGrid.
+  MultiplierGrid multiplier_grid() const noexcept { return nbits_ == 8 ? kFineGrid : kWideGrid; }
   uint64_t seed() const noexcept { return seed_; }
   /// Tokens of the collection it was trained for.
   uint64_t n_tokens() const noexcept { return n_tokens_; }

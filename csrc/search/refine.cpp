@@ -103,6 +103,7 @@ void DocumentScorer::score_codes(const Segment& segment, size_t at, size_t n,
   const kernels::Kernels& kernel = kernels::active();
   const Codec& codec = *segment.codec();
   const float code_unit = 0.5f * query_.scale;
+  const MultiplierGrid multiplier_of = codec.multiplier_grid();
   const auto token = [&](size_t place) { return at + (tokens == nullptr ? place : tokens[place]); };
   for (size_t i = 0; i < n; ++i) {
     const size_t t = token(i);

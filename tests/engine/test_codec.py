@@ -174,10 +174,11 @@ def test_reconstructions_have_unit_length(dim: int, nbits: int) -> None:
         decoded = codec._decode(codec._encode(rows, plane=plane)).astype(np.float64)
         encoded = codec._encode(rows, plane=plane)
         stored = encoded["plane_multipliers" if plane else "multipliers"]
-        assert ((stored > 0) & (stored < 255)).mean() > 0.95
+        fine = plane or nbits == 8
+        assert ((stored > 0) & (stored < 255)).mean() > (0.9 if fine else 0.95)
         if codec.padded_dim == dim:  # otherwise a little of the length lies in the padding
             lengths = np.linalg.norm(decoded, axis=1)[(stored > 0) & (stored < 255)]
-            assert np.abs(lengths - 1).max() <= 0.5 / 512 / 0.75 + 1e-5
+            assert np.abs(lengths - 1).max() <= (0.5 / 8192 if fine else 0.5 / 512 / 0.75) + 1e-5
 
 
 @each_dim
