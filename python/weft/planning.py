@@ -91,7 +91,7 @@ def tree_size(config: IndexConfig, n_tokens: int) -> tuple[int, int]:
     """Give the numbers of coarse and fine centroids for so many tokens.
 
     Coarse: the power of two nearest to the square root, 16 to 65,536, doubled until it has at most
-    128 fine centroids each. Fine: a hundredth of the tokens.
+    128 fine centroids each. Fine: a fiftieth of the tokens.
     """
     wanted = config.n_fine or n_tokens // TOKENS_PER_FINE
     coarse = config.n_coarse
