@@ -31,7 +31,7 @@ FITTED = {
     "build_cpu_s": "build, CPU s",
     "bytes": "bytes",
     "build_mb": "build, anonymous MB",
-    "open_mb": "open, anonymous MB",
+    "open_ms": "open, ms",
     "p50_10": "p50 ms, k = 10",
     "p50_100": "p50 ms, k = 100",
 }

@@ -20,6 +20,7 @@ namespace {
 constexpr size_t kBlockTokens = 4'096;
 constexpr size_t kSampleWindow = size_t{1} << 16;  // rows drawn before they are read
 constexpr uint64_t kSampleTokensPerFine = 24;
+constexpr uint64_t kLeastSamplePerFine = 8;
 constexpr uint64_t kTokensPerFine = 50;
 constexpr uint32_t kChildrenByRule = 128;
 constexpr float kRatio = kPlaneRatio;
@@ -244,8 +245,13 @@ Codec Codec::train(MatrixView<const uint16_t> rows, const CodecParams& params,
                padded, " bytes");
   TreeSize size =
       tree_size(params.n_tokens != 0 ? params.n_tokens : rows.rows, params.n_coarse, params.n_fine);
-  const uint64_t n_sample = std::min(
-      {uint64_t{rows.rows}, kSampleTokensPerFine * size.n_fine, params.max_sample_bytes / padded});
+  // What fits into memory is shared by no more centroids than it can tell means of.
+  const uint64_t n_sampled = std::min<uint64_t>(rows.rows, params.max_sample_bytes / padded);
+  if (params.n_fine == 0) {
+    const uint64_t most = std::max<uint64_t>(n_sampled / kLeastSamplePerFine, size.n_coarse);
+    size.n_fine = static_cast<uint32_t>(std::min<uint64_t>(size.n_fine, most));
+  }
+  const uint64_t n_sample = std::min(n_sampled, kSampleTokensPerFine * size.n_fine);
   size.n_coarse = static_cast<uint32_t>(std::min<uint64_t>(size.n_coarse, n_sample));
 
   const kernels::Kernels& kernel = kernels::active();

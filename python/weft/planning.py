@@ -32,6 +32,7 @@ MAX_COARSE = 65_536
 TOKENS_PER_FINE = 50
 CHILDREN_BY_RULE = 128
 SAMPLE_PER_FINE = 24
+LEAST_SAMPLE_PER_FINE = 8
 
 # Anonymous bytes of a build (docs/performance.md, "Build").
 FIXED_BYTES = 108 << 20  # interpreter, numpy, blocks being converted and encoded
@@ -191,7 +192,10 @@ def plan(
         memory += n_docs * SEGMENT_DOC_BYTES // max(n_segments, 1)
     else:
         n_coarse, n_fine = tree_size(config, n_tokens)
-        n_sample = min(n_tokens, SAMPLE_PER_FINE * n_fine, sample_bytes(ram) // padded)
+        n_sample = sample_bytes(ram) // padded
+        if config.n_fine is None:
+            n_fine = min(n_fine, max(n_sample // LEAST_SAMPLE_PER_FINE, n_coarse))
+        n_sample = min(n_tokens, SAMPLE_PER_FINE * n_fine, n_sample)
         tree = (n_coarse + n_fine) * (padded + CENTROID_EXTRA)
         memory += tree + max(n_sample * (padded + SAMPLE_EXTRA), building // n_segments)
         disk = int(n_tokens * bytes_per_token(config, n_docs / n_segments)) + doc_bytes

@@ -41,8 +41,8 @@ LADDERS = {
     "nrefine": (15, 25, 40, 60, 100, 150, 200, 300, 400, 600, 1_000, 2_000),
 }
 RERANK_LADDER = (1.5, 2, 3)  # times k
-LOWERING = ("nrefine", "nskim", "ncandidates", "nrerank", "budget", "nprobe")  # the costliest first
-REFINE_MOST = 20  # times k
+LEAST_LOSS = 0.003  # of recall: less is chance
+REFINE_MOST = 60  # times k
 PIECES = 8  # documents that a sampled query takes tokens from
 MIN_TOKENS, MAX_TOKENS = 1, 4  # of each of them
 SAMPLED_HITS = 3_200  # exact answers that a recall is measured on, with sampled queries
@@ -50,8 +50,8 @@ TIES = 16  # exact answers kept beyond k, where the k-th has equals
 LARGEST_K_SHARE = 20  # k is tuned where there are this many times as many windows
 
 # Nanoseconds on one core, for 32 query tokens of 128 dims (docs/performance.md, "Cost model").
-POSTING_COST, INTERACT_COST, SKIM_COST, REFINE_COST = 3.0, 3.0, 10.0, 27.0
-RERANK_COST, CENTROID_COST = 55.0, 22.0
+POSTING_COST, INTERACT_COST, SKIM_COST, REFINE_COST = 5.0, 3.2, 17.0, 65.0
+RERANK_COST, CENTROID_COST = 72.0, 40.0
 
 
 class Rows(NamedTuple):
@@ -107,20 +107,39 @@ def _raised_together(ladders: dict[str, tuple[int, ...]]) -> list[SearchParams]:
     ]
 
 
+def _next_lower(
+    params: SearchParams, name: str, ladders: dict[str, tuple[int, ...]]
+) -> SearchParams | None:
+    """Give the parameters with one of them a rung lower; None at the bottom, or below the next."""
+    for value in reversed(ladders[name]):
+        if value < getattr(params, name):
+            less = replace(params, **{name: value})  # type: ignore[arg-type]
+            narrows = less.ncandidates >= less.nskim >= less.nrefine >= less.nrerank
+            return less if narrows else None
+    return None
+
+
 def _lowered(
     params: SearchParams,
     ladders: dict[str, tuple[int, ...]],
-    reaches: Callable[[SearchParams], bool],
+    measure: Callable[[SearchParams], _Measure],
+    aim: float,
 ) -> SearchParams:
-    """Give the parameters with one after another lowered as far as they still reach the aim."""
-    for name in LOWERING:
-        for value in reversed(ladders[name]):
-            if value < getattr(params, name):
-                less = replace(params, **{name: value})  # type: ignore[arg-type]
-                narrows = less.ncandidates >= less.nskim >= less.nrefine >= less.nrerank
-                if not narrows or not reaches(less):
-                    break
-                params = less
+    """Give the parameters with one after another lowered as far as they still reach the aim.
+
+    First that which saves most for the recall it loses.
+    """
+    now = measure(params)
+
+    def worth(name: str) -> float:
+        less = _next_lower(params, name, ladders)
+        if less is None or (there := measure(less)).recall < aim:
+            return -1.0
+        return (now.cost - there.cost) / (max(now.recall - there.recall, 0.0) + LEAST_LOSS)
+
+    for name in sorted(ladders, key=worth, reverse=True):
+        while (less := _next_lower(params, name, ladders)) and measure(less).recall >= aim:
+            params = less
     return params
 
 
@@ -197,17 +216,19 @@ class Tuner:
         ceiling = measure(everything).recall
         found, best = {1.0: everything}, None
         for target in sorted(defaults.targets, reverse=True):
-            aim = target + max(ceiling - target, 0.0) / 2
+            # Half of the way to what is possible, to be sure; the target where that is too far.
+            for aim in (target + max(ceiling - target, 0.0) / 2, target):
 
-            def reaches(params: SearchParams, aim: float = aim) -> bool:
-                return measure(params).recall >= aim
+                def reaches(params: SearchParams, aim: float = aim) -> bool:
+                    return measure(params).recall >= aim
 
-            if best is None:
-                wider = _raised_together(ladders)
-                place = bisect_left(wider, True, key=reaches)  # noqa: FBT003
-                best = wider[place] if place < len(wider) else None
-            if best is not None:
-                best = _lowered(best, ladders, reaches)
+                if best is None:
+                    wider = _raised_together(ladders)
+                    place = bisect_left(wider, True, key=reaches)  # noqa: FBT003
+                    best = wider[place] if place < len(wider) else None
+                if best is not None and reaches(best):
+                    best = _lowered(best, ladders, measure, aim)
+                    break
             found[target] = everything if best is None else best
         return [
             OperatingPoint(
