@@ -2,6 +2,7 @@
 """Token embeddings to test with, and what two rankings must agree in."""
 
 import hashlib
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,11 @@ def assert_ranking(found, scores, tolerance=2e-3):
         assert abs(hit.score - scores[hit.id]) <= tolerance * max(1.0, abs(score))
         assert abs(hit.score - score) <= tolerance * max(1.0, abs(score))
     assert len({hit.id for hit in found}) == len(found)
+
+
+def heed_interrupts():
+    """In a child before it starts: a shell lets what runs in the background ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def names(folder, start=""):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import weft
-from helpers import FakeEncoder, names, ragged_docs
+from helpers import FakeEncoder, heed_interrupts, names, ragged_docs
 from weft import cli_build, errors
 from weft.retriever import Retriever
 from weft.spool import Spool
@@ -274,7 +274,11 @@ def embeddings(tmp_path_factory):
 def start(folder, name):
     words = [sys.executable, "-c", BUILD, "build", name, folder / "values.npy", "--max-ram", "1GiB"]
     return subprocess.Popen(
-        [*words, "--threads", "1"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*words, "--threads", "1"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import weft
-from helpers import FakeEncoder
+from helpers import FakeEncoder, heed_interrupts
 from weft import cli_build
 from weft.cli import app
 from weft.cli_view import EXIT_STATUS
@@ -432,7 +432,9 @@ class TestProcess:
         )
         np.save(tmp_path / "offsets.npy", np.arange(0, n + 1, 100))
         words = [sys.executable, "-m", "weft", "build", "i.index", "values.npy"]
-        child = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        )
         pattern = "i.index.building/build-*/rows.f16"
         while not any(file.stat().st_size > 2e7 for file in tmp_path.glob(pattern)):
             assert child.poll() is None
