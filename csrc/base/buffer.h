@@ -46,6 +46,13 @@ class AlignedBuffer {
     }
   }
 
+  /// Makes room for at least n elements, as resize() does, where there is less.
+  void grow(size_t n) {
+    if (size_ < n) {
+      resize(n);
+    }
+  }
+
  private:
   struct Free {
     void operator()(T* p) const noexcept {

@@ -362,9 +362,7 @@ void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& o
 void Codec::decode_rotated(const EncodedView& tokens, size_t t, AlignedBuffer<uint8_t>& levels,
                            float* row) const {
   const size_t padded = padded_dim();
-  if (levels.size() < padded) {
-    levels.resize(padded);
-  }
+  levels.grow(padded);
   const int8_t* centroid =
       tree_.fine().row(std::min(fine_of(tokens.parents[t], tokens.children[t]), n_fine() - 1));
   const uint8_t* codes = tokens.codes + t * (padded * nbits_ / 8);

@@ -16,13 +16,6 @@ namespace {
 constexpr size_t kRowsAtOnce = 64;  // they and their dots stay in the L1 cache
 constexpr size_t kRowsAhead = 8;    // they lie scattered: fetched before they are copied
 
-template <class T>
-void grow(AlignedBuffer<T>& buffer, size_t n) {
-  if (buffer.size() < n) {
-    buffer.resize(n);
-  }
-}
-
 }  // namespace
 
 unsigned shift_for(double bound) {
@@ -41,7 +34,7 @@ void BaseScores::start(const PreparedQuery& query, const Codec& codec) {
   shift_ = shift_for(query.longest * codec.longest_fine());
   unit_ = query.scale * codec.fine_scale() * std::ldexp(1.0f, static_cast<int>(shift_));
   const size_t n_fine = codec.n_fine();
-  grow(rows_, (n_fine + 1) * lanes_);
+  rows_.grow((n_fine + 1) * lanes_);
   std::fill_n(rows_.data() + n_fine * lanes_, lanes_, INT16_MIN);
   known_.assign(n_fine + 1, 0);
   known_[n_fine] = 1;
@@ -68,8 +61,8 @@ void BaseScores::learn(std::span<const uint32_t> fines, size_t threads) {
   parallel_for(
       unknown_.size(), threads,
       [&](size_t begin, size_t end, size_t worker) {
-        grow(centroids_[worker], kRowsAtOnce * dim);
-        grow(dots_[worker], kRowsAtOnce * lanes_);
+        centroids_[worker].grow(kRowsAtOnce * dim);
+        dots_[worker].grow(kRowsAtOnce * lanes_);
         compute(std::span(unknown_).subspan(begin, end - begin), centroids_[worker], dots_[worker]);
       },
       kRowsAtOnce);

@@ -38,9 +38,7 @@ void interact(std::span<const std::shared_ptr<const Segment>> segments, const Co
               AlignedBuffer<uint8_t>& best, size_t threads) {
   const kernels::Kernels& kernel = kernels::active();
   const kernels::ScoreTable table = probe.score_table(codec);
-  if (best.size() < candidates.size() * probe.lanes) {
-    best.resize(candidates.size() * probe.lanes);
-  }
+  best.grow(candidates.size() * probe.lanes);
   const auto score = [&](size_t begin, size_t end, size_t) {
     for (size_t i = begin; i < end; ++i) {
       if (i + kDocsAhead < candidates.size()) {

@@ -21,13 +21,6 @@ constexpr size_t kRowsAtOnce = 128;  // dots of so many centroids stay in the L1
 constexpr size_t kCellsAtOnce = 16;  // taken by a thread at a time
 constexpr uint32_t kMaxGain = 1'023;
 
-template <class T>
-void grow(AlignedBuffer<T>& buffer, size_t n) {
-  if (buffer.size() < n) {
-    buffer.resize(n);
-  }
-}
-
 /// Fixed-point factor that turns (dot >> shift) of a level into table units.
 int16_t table_factor(double level_scale, unsigned shift, double query_scale, double table_unit) {
   const double factor =
@@ -116,10 +109,10 @@ void choose_cells(const PreparedQuery& query, uint32_t n_cells, size_t wanted, P
 void score_cells(const PreparedQuery& query, const Codec& codec, Probe& out) {
   const kernels::ByteTile tile = query.rotated.view();
   const size_t lanes = tile.lanes(), n_cells = codec.n_coarse();
-  grow(out.coarse, n_cells * lanes);
-  grow(out.table, (n_cells + 1 + codec.n_fine() + 255) * lanes);
+  out.coarse.grow(n_cells * lanes);
+  out.table.grow((n_cells + 1 + codec.n_fine() + 255) * lanes);
   out.dots.resize(std::max<size_t>(out.dots.size(), 1));
-  grow(out.dots[0], kRowsAtOnce * lanes);
+  out.dots[0].grow(kRowsAtOnce * lanes);
   const unsigned shift = shift_for(query.longest * codec.longest_coarse());
   score_rows(kernels::active(), tile, codec.coarse(), shift,
              table_factor(codec.coarse_scale(), shift, query.scale, out.table_unit), out.dots[0],
@@ -157,7 +150,7 @@ void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, 
       table_factor(codec.fine_scale(), scores.shift(), query.scale, out.table_unit);
   out.dots.resize(std::max(out.dots.size(), threads));
   const auto open = [&](size_t first, size_t last, size_t worker) {
-    grow(out.dots[worker], kRowsAtOnce * lanes);
+    out.dots[worker].grow(kRowsAtOnce * lanes);
     for (size_t i = first; i < last; ++i) {
       // Cells lie scattered: the children of the next one are fetched while these are scored.
       if (i + 1 < out.opened.size()) {
@@ -184,7 +177,7 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
   const size_t lanes = query.rotated.view().lanes();
   const uint32_t n_cells = codec.n_coarse();
   out.lanes = lanes;
-  grow(out.cells, size_t{n_cells} + 1);
+  out.cells.grow(size_t{n_cells} + 1);
   // Lengths of int8 rows, so bounds of dots, are exact up to double rounding.
   const double longest_score = query.longest * query.scale *
                                std::max(codec.longest_coarse() * codec.coarse_scale(),

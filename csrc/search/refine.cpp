@@ -77,9 +77,7 @@ void DocumentScorer::raise_precisely(const Segment& segment, size_t at,
   const kernels::Kernels& kernel = kernels::active();
   const bool decoded = scorer == Scorer::decoded;
   const size_t width = decoded ? segment.codec()->padded_dim() : segment.dim();
-  if (scratch.rows.size() < kTokensAtOnce * width) {
-    scratch.rows.resize(kTokensAtOnce * width);
-  }
+  scratch.rows.grow(kTokensAtOnce * width);
   const kernels::FloatTile tile = (decoded ? query_.rotated_exact : query_.exact).view();
   for (size_t done = 0; done < tokens.size(); done += kTokensAtOnce) {
     const auto some = tokens.subspan(done, std::min(kTokensAtOnce, tokens.size() - done));

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One writer, many readers, in threads and in processes: every reader sees whole generations."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -28,25 +29,29 @@ while last < int(sys.argv[2]):
 """
 
 
-def test_readers_see_whole_generations(make_index, small_codec, rng):
-    index = make_index()
-    n_commits = 25  # the codec comes on the way
-    readers = [
-        subprocess.Popen([sys.executable, "-c", READER, index.path, str(n_commits + 1)])
-        for _ in range(2)
-    ]
+@contextlib.contextmanager
+def two_readers(program, index, last):
+    """Two processes that read until they have seen `last`; both have to be content."""
+    words = [sys.executable, "-c", program, index.path, str(last)]
+    readers = [subprocess.Popen(words) for _ in range(2)]
     try:
-        with index.writer() as writer:
-            for number in range(n_commits):
-                docs = ragged_docs(rng, 3, 8, shortest=4)
-                ids = [f"d{number}-{i}" for i in range(3)]
-                writer.add(ids, docs, texts=ids)
-                writer.commit()
+        yield
         assert [reader.wait(timeout=120) for reader in readers] == [0, 0]
     finally:
         for reader in readers:
             reader.kill()
             reader.wait()
+
+
+def test_readers_see_whole_generations(make_index, small_codec, rng):
+    index = make_index()
+    n_commits = 25  # the codec comes on the way
+    with two_readers(READER, index, n_commits + 1), index.writer() as writer:
+        for number in range(n_commits):
+            docs = ragged_docs(rng, 3, 8, shortest=4)
+            ids = [f"d{number}-{i}" for i in range(3)]
+            writer.add(ids, docs, texts=ids)
+            writer.commit()
     assert index.info.n_fine is not None
 
 
@@ -103,26 +108,16 @@ def test_readers_see_whole_replacements(make_index, small_codec, rng):
     index.add([f"x{i}" for i in range(50)], ragged_docs(rng, 50, 8, shortest=8))
     index.delete([f"x{i}" for i in range(50)])
     n_commits = 20
-    readers = [
-        subprocess.Popen([sys.executable, "-c", CHECKER, index.path, str(n_commits)])
-        for _ in range(2)
-    ]
-    try:
-        with index.writer() as writer:
-            for number in range(1, n_commits + 1):
-                docs = ragged_docs(rng, 20, 8, shortest=4)
-                texts = [str(number)] * 20
-                assert writer.delete(ids[10:]) == 10
-                writer.add(ids[10:], docs[10:], texts=texts[10:])
-                writer.upsert(ids[:10], docs[:10], texts=texts[:10])
-                if number % 3 == 0:
-                    writer.compact()
-                writer.commit()
-        assert [reader.wait(timeout=120) for reader in readers] == [0, 0]
-    finally:
-        for reader in readers:
-            reader.kill()
-            reader.wait()
+    with two_readers(CHECKER, index, n_commits), index.writer() as writer:
+        for number in range(1, n_commits + 1):
+            docs = ragged_docs(rng, 20, 8, shortest=4)
+            texts = [str(number)] * 20
+            assert writer.delete(ids[10:]) == 10
+            writer.add(ids[10:], docs[10:], texts=texts[10:])
+            writer.upsert(ids[:10], docs[:10], texts=texts[:10])
+            if number % 3 == 0:
+                writer.compact()
+            writer.commit()
 
 
 def test_a_searcher_in_many_threads_while_its_files_go(make_index, small_codec, rng):
