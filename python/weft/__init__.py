@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from weft.exporting import Exported, export
     from weft.health import IndexInfo, Problem, Repair
+    from weft.importing import Imported, import_index
     from weft.index import Index, info
     from weft.planning import Plan, plan
     from weft.retriever import Retriever
@@ -65,6 +66,7 @@ __all__ = [
     "Exported",
     "Hit",
     "Hits",
+    "Imported",
     "IncompatibleIndexError",
     "Index",
     "IndexConfig",
@@ -92,6 +94,7 @@ __all__ = [
     "encoders",
     "evaluation",
     "export",
+    "import_index",
     "info",
     "maxsim",
     "plan",
@@ -103,6 +106,7 @@ _MODULES = {
     "arrays": ("maxsim",),
     "exporting": ("Exported", "export"),
     "health": ("IndexInfo", "Problem", "Repair"),
+    "importing": ("Imported", "import_index"),
     "index": ("Index", "info"),
     "planning": ("Plan", "plan"),
     "retriever": ("Retriever",),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: weft plan, build, search, info, eval, demo; the rest is in cli_upkeep."""
+"""The command line: weft plan, build, search, info, eval, demo; cli_import and cli_upkeep too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build, cli_upkeep
+from weft import cli_build, cli_import, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_info import info_to_json, show_info, show_plan
 from weft.cli_options import (
@@ -60,6 +60,7 @@ app = typer.Typer(
     )
     + f"\n\n[dim]Exit status[/]\n\n{EXIT_HELP}",
 )
+app.add_typer(cli_import.app)
 app.add_typer(cli_upkeep.app)
 
 

@@ -19,7 +19,7 @@ from weft.storage import os_errors
 from weft.windows import document_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,6 +99,26 @@ def export(
     names = tuple(str(file) for file in files)
     exact = searcher.truth == "rows"
     return Exported(names, len(searcher), work.manifest.n_tokens, exact)
+
+
+def stored_rows(index: Index, ids: Sequence[str]) -> list[NDArray[np.float32]]:
+    """Give the token embeddings of documents in their order: the best that is stored of them.
+
+    Each is float32 `[n_tokens, dim]`; the windows of a long document follow each other.
+
+    Raises
+    ------
+    NotFoundError
+        An id is unknown.
+    """
+    searcher = index.searcher()
+    segments = searcher._snapshot.segments
+    found = []
+    for place in searcher._places(ids):
+        native = segments[place.segment].native
+        windows = range(place.first, place.first + place.n_windows)
+        found.append(np.concatenate([native.rows(w).astype(np.float32) for w in windows]))
+    return found
 
 
 class _Export:

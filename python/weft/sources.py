@@ -342,18 +342,19 @@ def embeddings(
         tensors = _read_safetensors(path)
         values, bounds = tensors["values"], tensors["offsets"]
     elif path.suffix == ".npy":
-        values = _load_npy(path)
+        values = load_npy(path)
         if values.dtype.kind != "f":
             raise InvalidArgumentError(f"{path}: {values.dtype}, expected float16, 32 or 64")
-        bounds = _load_npy(Path(offsets) if offsets else path.with_name("offsets.npy"))
+        bounds = load_npy(Path(offsets) if offsets else path.with_name("offsets.npy"))
     else:
         raise InvalidArgumentError(f"{path}: expected a name that ends in .npy or .safetensors")
     names = Path(ids) if ids else path.with_name("ids.txt")
     known = ids is not None or names.is_file()
-    return EmbeddingSource(values, bounds, _read_ids(names) if known else None, str(path))
+    return EmbeddingSource(values, bounds, read_id_lines(names) if known else None, str(path))
 
 
-def _load_npy(path: Path) -> NDArray[Any]:
+def load_npy(path: Path) -> NDArray[Any]:
+    """Map a .npy file of numbers; one of objects, which is a pickle, is refused."""
     with os_errors("read", path), _require_file(path).open("rb") as file:
         if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:  # np.load would take it for a pickle
             raise InvalidArgumentError(f"{path}: not a .npy file by its first bytes")
@@ -364,7 +365,8 @@ def _load_npy(path: Path) -> NDArray[Any]:
     return array
 
 
-def _read_ids(path: Path) -> list[str]:
+def read_id_lines(path: Path) -> list[str]:
+    """Give the lines of a UTF-8 file with one id a line."""
     try:
         text = _require_file(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
