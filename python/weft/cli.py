@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: weft plan, build, search, info, eval, demo; cli_import and cli_upkeep too."""
+"""The command line: weft plan, build, search, info, demo; the rest is in cli_*.py beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build, cli_import, cli_upkeep
+from weft import cli_build, cli_eval, cli_import, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_info import info_to_json, show_info, show_plan
 from weft.cli_options import (
@@ -62,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_import.app)
 app.add_typer(cli_upkeep.app)
+app.add_typer(cli_eval.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -226,49 +227,6 @@ def info(
             held = weft.Index.open(index).info
             view.result(info_to_json(held))
             view.print(show_info(held))
-
-
-@app.command(
-    "eval",
-    epilog=examples(
-        "weft eval notes.index --queries queries.jsonl --qrels qrels/test.tsv",
-        "weft eval notes.index --queries queries.jsonl -k 100 --recall 0.99",
-    ),
-)
-def evaluate(
-    index: IndexPath,
-    queries: Annotated[
-        Path, typer.Option(metavar="FILE", help="Queries: .jsonl or .tsv with id and text.")
-    ],
-    qrels: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Judgements: .tsv with query, document and grade."),
-    ] = None,
-    k: K = defaults.k,
-    recall: Recall = defaults.recall,
-    fail_under: Annotated[
-        float | None,
-        typer.Option(help="Exit status 9 if recall against exact search is lower than this."),
-    ] = None,
-    model: Model = None,
-    threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    no_progress: NoProgress = False,
-) -> None:
-    """Measure an index: recall against exact search and, with judgements, nDCG@10."""
-    view = View(as_json=json, quiet=quiet, progress=not no_progress)
-    with view.reporting():
-        with view.status("loading the encoder"):
-            retriever = weft.Retriever.open(index, model=model, threads=threads)
-        with view.progress() as progress:
-            measured = cli_build.measure_quality(
-                retriever, queries, qrels, k=k, recall=recall, threads=threads, progress=progress
-            )
-        view.result(measured)
-        view.print(pairs((name, shown(value)) for name, value in measured.items()))
-        if fail_under is not None and measured[f"recall@{k}"] < fail_under:
-            raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 @app.command(epilog=examples("weft demo", 'weft demo "parse a date from a string" --explain'))

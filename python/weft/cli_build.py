@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `weft build`, `plan` and `eval` do: look, foretell the cost, build beside, swap, measure."""
+"""What `weft build` and `plan` do: look, foretell the cost, build beside, swap."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-import statistics
 import sys
-import time
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -36,12 +34,7 @@ if TYPE_CHECKING:
 
 NO_DOCUMENTS = "the source holds no documents, expected at least one"
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
-QUALITY_DEPTH = 100
 SAMPLED_DOCUMENTS, SAMPLED_BYTES = 2_000, 4_000_000
-TRUTHS = {
-    "rows": "exact MaxSim over the rows",
-    "stored": "exhaustive MaxSim over the stored codes; the rows are not kept",
-}
 BYTES_PER_TOKEN = 4.3
 """Of English text under a BERT-like tokenizer; used where no model is named."""
 
@@ -335,54 +328,3 @@ def parse_where(text: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise InvalidArgumentError(f"--where {text}: expected an object")
     return found
-
-
-def measure_quality(
-    retriever: Retriever,
-    queries: Path,
-    qrels: Path | None,
-    *,
-    k: int,
-    recall: float,
-    threads: int | None,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Answer the queries of a file, and compare with the exact search and the judgements.
-
-    Exact is `Searcher.exact_search`, over what the index keeps of the rows; "against" says what.
-    """
-    texts = evaluation.read_queries(queries)
-    grades = None if qrels is None else evaluation.read_qrels(qrels)
-    if grades is not None:
-        texts = {name: text for name, text in texts.items() if name in grades}
-    if not texts:
-        judged = "" if qrels is None else f" that {qrels} judges"
-        raise InvalidArgumentError(f"{queries}: no queries{judged}, expected at least one")
-    depth = k if grades is None else max(k, QUALITY_DEPTH)
-    rows = [query.values for query in retriever.encode_queries(list(texts.values()))]
-    searcher = retriever.index.searcher(threads=threads)
-    answers, exact, times = [], [], []
-    for number, row in enumerate(rows, start=1):
-        started = time.perf_counter()
-        found = searcher.search(row, k, recall=recall)
-        times.append(1_000 * (time.perf_counter() - started))
-        answers.append(found)
-        exact.append(searcher.exact_search(row, k))
-        if progress is not None:
-            progress("search", number, len(rows))
-    point = answers[0].operating_point
-    result: dict[str, Any] = {
-        "queries": len(rows),
-        "path": point.path,
-        f"recall@{k}": evaluation.mean_overlap(answers, exact),
-        "against": TRUTHS[searcher.truth],
-        "recall promised": point.measured,
-        "promised against": None
-        if point.measured is None
-        else TRUTHS[retriever.index.info.truth or searcher.truth],
-        "median ms": statistics.median(times),
-    }
-    if grades is not None:
-        deep = searcher.search_batch(rows, depth, recall=recall)
-        result |= evaluation.measure(grades, dict(zip(texts, deep, strict=True)))
-    return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from weft.cli_build import TRUTHS
 from weft.cli_view import as_json, count, pairs
 from weft.planning import size
 from weft.types import defaults
@@ -14,6 +13,11 @@ if TYPE_CHECKING:
     from weft.cli_build import Job
     from weft.health import IndexInfo
     from weft.planning import Plan
+
+TRUTHS = {
+    "rows": "exact MaxSim over the rows",
+    "stored": "exhaustive MaxSim over the stored codes; the rows are not kept",
+}
 
 
 def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ import numpy as np
 from weft.bitmaps import as_mask
 from weft.errors import IndexExistsError, InvalidArgumentError
 from weft.storage import os_errors
+from weft.types import Document
 from weft.windows import document_id
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ def stored_rows(index: Index, ids: Sequence[str]) -> list[NDArray[np.float32]]:
     return found
 
 
+def stored_documents(index: Index) -> Iterator[Document]:
+    """Give the documents of an index, with their texts and metadata where it keeps them."""
+    work = _Export(index.searcher()._snapshot, lambda _stage, _done, _total: None)
+    yield from work.documents()
+
+
 class _Export:
     """Writers of the documents of a snapshot; each walks over them once."""
 
@@ -144,11 +151,15 @@ class _Export:
             for doc_id, group in groupby(stored, key=lambda pair: document_id(pair[1])):
                 yield doc_id, segment, [window for window, _ in group]
 
-    def write_texts(self, file: BinaryIO) -> None:
-        for number, (doc_id, segment, windows) in enumerate(self._documents(), start=1):
+    def documents(self) -> Iterator[Document]:
+        for doc_id, segment, windows in self._documents():
             store = segment.documents
             text, metadata = (None, {}) if store is None else store.get(windows[0])
-            line = {"id": doc_id, "text": text, "metadata": metadata}
+            yield Document(doc_id, text, metadata)
+
+    def write_texts(self, file: BinaryIO) -> None:
+        for number, found in enumerate(self.documents(), start=1):
+            line = {"id": found.id, "text": found.text, "metadata": found.metadata}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self._report(number)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import weft
 from helpers import FakeEncoder, heed_interrupts
-from weft import cli_build
+from weft import cli_build, cli_eval
 from weft.cli import app
 from weft.cli_view import EXIT_STATUS
 
@@ -304,14 +304,13 @@ class TestOtherCommands:
 
     @pytest.mark.parametrize(("rerank", "said"), [("f16", "the rows"), (None, "stored codes")])
     def test_eval_says_what_recall_is_against(self, small_codec, tmp_path, rerank, said):
-        (tmp_path / "q.tsv").write_text("q1\tw1 w2 w3\n")
         retriever = weft.Retriever.create(
             tmp_path / "e.index", FakeEncoder(), config=weft.IndexConfig(dim=16, rerank=rerank)
         )
         texts = [" ".join(f"w{(i * j) % 97}" for j in range(12)) for i in range(60)]
         retriever.add(weft.Document(f"d{i}", text) for i, text in enumerate(texts))
-        measured = cli_build.measure_quality(
-            retriever, tmp_path / "q.tsv", None, k=10, recall=0.9, threads=1, progress=None
+        measured, _, _ = cli_eval.measure_index(
+            retriever, {"q1": "w1 w2 w3"}, k=10, depth=10, recall=0.9, threads=1, progress=None
         )
         assert said in measured["against"]
         assert "the rows" in measured["promised against"]
