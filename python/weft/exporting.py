@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking an index out again: texts as JSON Lines, token embeddings as arrays; both stream."""
+"""Taking an index out again: texts as JSON Lines, rows as arrays, both as Parquet; all stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from weft.bitmaps import as_mask
-from weft.errors import IndexExistsError, InvalidArgumentError
+from weft.errors import IndexExistsError, InvalidArgumentError, MissingExtraError
 from weft.storage import os_errors
 from weft.types import Document
 from weft.windows import document_id
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from weft.index import Index
     from weft.snapshot import OpenSegment, Snapshot
-    from weft.types import Progress
+    from weft.types import Progress, Scalar
 
 BLOCK_WINDOWS = 4_096
+GROUP_TOKENS, GROUP_DOCUMENTS = 65_536, 4_096
+"""A row group of a Parquet file ends at either."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Exported:
 def export(
     index: Index, path: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Exported:
-    """Write the documents of an index to files that other programs read, and `weft build` too.
+    """Write the documents of an index to files that other programs read.
+
+    What is not Parquet is read by `weft build` too.
 
     Parameters
     ----------
@@ -57,8 +61,9 @@ def export(
     path
         `.jsonl`: an object with id, text and metadata for each document. `.safetensors`: tensors
         `values`, float16 `[n_tokens, dim]`, and `offsets`, int64 `[n_docs + 1]`. `.npy`: the
-        values, with `offsets.npy` beside it. Beside both, `ids.txt` has one id a line. The windows
-        of a long document follow each other as one.
+        values, with `offsets.npy` beside it. Beside both, `ids.txt` has one id a line. `.parquet`:
+        columns `id`, `text`, `metadata` (JSON) and `embeddings`, a list of lists of float32. The
+        windows of a long document follow each other as one.
     progress
         Called with ("export", documents done, all documents).
 
@@ -68,6 +73,8 @@ def export(
         One of the files exists.
     InvalidArgumentError
         Another kind of file; or an id has a line break, which `ids.txt` cannot hold.
+    MissingExtraError
+        A `.parquet` file is asked for and pyarrow is not installed.
 
     Examples
     --------
@@ -87,14 +94,17 @@ def export(
         _write_all({target: work.write_texts})
         return Exported((str(target),), len(searcher), work.manifest.n_tokens, None)
     beside = {target.with_name("ids.txt"): work.write_ids}
+    files: dict[Path, Callable[[BinaryIO], None]]
     if target.suffix == ".safetensors":
         files = {target: work.write_safetensors, **beside}
     elif target.suffix == ".npy":
         files = {target: work.write_npy, target.with_name("offsets.npy"): work.write_offsets}
         files |= beside
+    elif target.suffix == ".parquet":
+        files = {target: work.write_parquet}
     else:
         raise InvalidArgumentError(
-            f"{target}: expected a name that ends in .jsonl, .safetensors or .npy"
+            f"{target}: expected a name that ends in .jsonl, .safetensors, .npy or .parquet"
         )
     _write_all(files)
     names = tuple(str(file) for file in files)
@@ -153,8 +163,7 @@ class _Export:
 
     def documents(self) -> Iterator[Document]:
         for doc_id, segment, windows in self._documents():
-            store = segment.documents
-            text, metadata = (None, {}) if store is None else store.get(windows[0])
+            text, metadata = _text(segment, windows[0])
             yield Document(doc_id, text, metadata)
 
     def write_texts(self, file: BinaryIO) -> None:
@@ -162,6 +171,58 @@ class _Export:
             line = {"id": found.id, "text": found.text, "metadata": found.metadata}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self._report(number)
+
+    def write_parquet(self, file: BinaryIO) -> None:
+        """Write row groups of whole documents; split by bytes, the zeros of float16 values pack."""
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError as error:
+            raise MissingExtraError("pyarrow", "parquet") from error
+        dim = self.manifest.config.dim
+        schema = pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("text", pa.string()),
+                pa.field("metadata", pa.string(), nullable=False),
+                pa.field("embeddings", pa.large_list(pa.large_list(pa.float32())), nullable=False),
+            ]
+        )
+        values = "embeddings.list.element.list.element"
+        with parquet.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=["metadata"],
+            use_byte_stream_split=[values],
+        ) as writer:
+            for documents in self._groups():
+                ids, texts, metadata, rows = zip(*documents, strict=True)
+                packed = np.concatenate([np.empty((0, dim), np.float32), *rows])
+                starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+                lists = pa.LargeListArray.from_arrays(
+                    np.arange(len(packed) + 1, dtype=np.int64) * dim, pa.array(packed.ravel())
+                )
+                embeddings = pa.LargeListArray.from_arrays(starts, lists)
+                columns = [pa.array(ids), pa.array(texts, pa.string()), pa.array(metadata)]
+                writer.write_table(pa.table([*columns, embeddings], schema=schema))
+
+    def _groups(self) -> Iterator[list[tuple[str, str | None, str, NDArray[np.float32]]]]:
+        """Give (id, text, metadata as JSON, rows) of some documents at a time."""
+        group: list[tuple[str, str | None, str, NDArray[np.float32]]] = []
+        n_tokens = 0
+        for number, (doc_id, segment, windows) in enumerate(self._documents(), start=1):
+            text, metadata = _text(segment, windows[0])
+            rows = np.concatenate([segment.native.rows(w).astype(np.float16) for w in windows])
+            if group and (n_tokens + len(rows) > GROUP_TOKENS or len(group) == GROUP_DOCUMENTS):
+                yield group
+                group, n_tokens = [], 0
+            packed = json.dumps(metadata, ensure_ascii=False)
+            group.append((doc_id, text, packed, rows.astype(np.float32)))
+            n_tokens += len(rows)
+            self._report(number)
+        if group:
+            yield group
 
     def write_ids(self, file: BinaryIO) -> None:
         for doc_id, _, _ in self._documents():
@@ -220,6 +281,10 @@ class _Export:
     def _report(self, n_done: int) -> None:
         if n_done % 1_000 == 0 or n_done == self.manifest.n_docs:
             self._progress("export", n_done, self.manifest.n_docs)
+
+
+def _text(segment: OpenSegment, window: int) -> tuple[str | None, dict[str, Scalar]]:
+    return (None, {}) if segment.documents is None else segment.documents.get(window)
 
 
 def _write_all(files: Mapping[Path, Callable[[BinaryIO], None]]) -> None:

@@ -2,9 +2,11 @@
 """What is exported is what is stored, readable by others and by weft itself."""
 
 import json
+import sys
 import tracemalloc
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -85,6 +87,30 @@ def test_embeddings(index, expected, tmp_path, suffix):
         assert scores[0] == pytest.approx(scores[1], rel=2e-3)
 
 
+@pytest.mark.parametrize("most", [3, 4_096])
+def test_parquet(index, expected, tmp_path, monkeypatch, most):
+    monkeypatch.setattr("weft.exporting.GROUP_DOCUMENTS", most)
+    path = tmp_path / "out.parquet"
+    done = weft.export(index, path)
+    assert (done.files, done.n_docs, done.exact) == ((str(path),), 21, True)
+    assert pyarrow.parquet.ParquetFile(path).num_row_groups == -(-21 // most)
+    table = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["id"] for row in table] == list(expected)
+    assert table[0]["text"] == "Text «d0»\n"
+    assert json.loads(table[0]["metadata"]) == {"n": 0, "ok": True}
+    assert (table[-1]["text"], table[-1]["metadata"]) == (None, "{}")
+    for row, rows in zip(table, expected.values(), strict=True):
+        found = np.array(row["embeddings"], np.float64).reshape(-1, 8)
+        assert np.abs(found - rows).max(initial=0) < 1e-3
+
+
+def test_parquet_asks_for_its_package(index, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(errors.MissingExtraError, match=r"weft\[parquet\]"):
+        weft.export(index, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_codes_are_exported_as_what_they_say(make_index, rng, tmp_path, small_codec):
     docs = ragged_docs(rng, 100, 8)
     index = make_index(docs)
@@ -99,6 +125,8 @@ def test_an_empty_index(make_index, tmp_path):
     index = make_index()
     assert weft.export(index, tmp_path / "out.safetensors").n_docs == 0
     assert load_file(tmp_path / "out.safetensors")["values"].shape == (0, 8)
+    assert weft.export(index, tmp_path / "out.parquet").n_docs == 0
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").num_rows == 0
     assert weft.export(index, tmp_path / "out.jsonl").n_docs == 0
     assert (tmp_path / "out.jsonl").read_text() == ""
 
@@ -106,8 +134,8 @@ def test_an_empty_index(make_index, tmp_path):
 def test_refusals_leave_nothing(index, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(errors.InvalidArgumentError, match=r"\.jsonl, \.safetensors or \.npy"):
-        weft.export(index, folder / "out.parquet")
+    with pytest.raises(errors.InvalidArgumentError, match=r"\.npy or \.parquet"):
+        weft.export(index, folder / "out.arrow")
     (folder / "ids.txt").write_text("mine")
     with pytest.raises(errors.IndexExistsError, match=r"ids\.txt: exists already"):
         weft.export(index, folder / "out.npy")

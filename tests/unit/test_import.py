@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-HEAVY = ["torch", "transformers", "sentence_transformers", "rich", "typer", "scipy", "ir_measures"]
+HEAVY = [
+    "pyarrow",
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "rich",
+    "typer",
+    "scipy",
+    "ir_measures",
+]
 
 
 def modules_after(statement):
