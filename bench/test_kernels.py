@@ -142,7 +142,7 @@ def score_codes(nbits: int, lanes: int, *, scattered: bool) -> tuple[Run, int]:
     given = (*tile(lanes, 128), codes, base, base_rows, scale, scale, (1 << nbits) - 1, nbits)
     units = len(next(ranges)) * 120
     return lambda isa, repeat: kernels.score_codes(
-        isa, *given, next(ranges), NO_TOKENS, repeat
+        isa, *given, next(ranges), NO_TOKENS, keep=False, repeat=repeat
     ), units
 
 

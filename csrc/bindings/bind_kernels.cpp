@@ -245,12 +245,13 @@ Array<uint32_t> collect(std::string_view isa, const Array<uint32_t>& words, uint
 
 /// Best scores f32 [m, lanes] of each range of tokens, -inf for an empty one. `tokens`: ascending places
 /// within a range, the same for every range, or empty for all of it; scales go by place in that list. Also
-/// every score, f32 [all tokens scored, lanes].
+/// every score, f32 [all tokens scored, lanes], if they are kept.
 py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Array<int32_t>& sums,
                       const Array<uint8_t>& codes, const Array<int16_t>& base,
                       const Array<uint32_t>& base_rows, const Array<float>& base_scale,
                       const Array<float>& code_scale, int32_t middle, unsigned nbits,
-                      const Array<uint32_t>& ranges, const Array<uint32_t>& tokens, size_t repeat) {
+                      const Array<uint32_t>& ranges, const Array<uint32_t>& tokens, bool keep,
+                      size_t repeat) {
   const auto tile = byte_tile(data, sums);
   const size_t n = count(base_rows);
   const size_t lanes = tile.lanes();
@@ -279,11 +280,11 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
             "base_rows: past the last row of base");
     n_scores += n_scored;
   }
-  auto scores = filled<float>({n_scores, lanes}, 0.0f);
+  auto scores = filled<float>({keep ? n_scores : 0, lanes}, 0.0f);
   float* const first_score = scores.mutable_data();
   const auto entry = table(isa).score_codes;
   times(repeat, [&] {
-    float* score = first_score;
+    float* score = keep ? first_score : nullptr;
     for (size_t i = 0; i < m; ++i) {
       const size_t first = range[2 * i];
       const kernels::CodeBlock block{codes.data() + first * width,
@@ -296,8 +297,8 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
                                      n_listed > 0 ? n_listed : range[2 * i + 1],
                                      n_listed > 0 ? tokens.data() : nullptr};
       std::fill_n(out + i * lanes, lanes, -std::numeric_limits<float>::infinity());
-      entry(tile, block, out + i * lanes, repeat > 1 ? nullptr : score);
-      score += block.n * lanes;
+      entry(tile, block, out + i * lanes, score);
+      score += keep ? block.n * lanes : 0;
     }
   });
   return py::make_tuple(best, scores);
@@ -398,7 +399,7 @@ void bind_kernels(py::module_& module) {
   m.def("collect", collect, isa, a("words"), py::arg("least"), repeat);
   m.def("score_codes", score_codes, isa, a("tile"), a("sums"), a("codes"), a("base"),
         a("base_rows"), a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"),
-        a("ranges"), a("tokens"), repeat);
+        a("ranges"), a("tokens"), py::arg("keep") = true, repeat);
   m.def("maxsim_rows", maxsim_rows, isa, a("tile"), a("rows"), repeat);
   m.def("quantize_row", quantize_row, isa, a("rows"), a("factors"), py::arg("middle"), repeat);
   m.def("to_int8", to_int8, isa, a("row"), py::arg("scale"), repeat);
