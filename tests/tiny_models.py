@@ -20,7 +20,7 @@ N_HIDDEN = 32
 WINDOW = 24
 
 
-def write_tokenizer(folder, window=WINDOW):
+def write_tokenizer(folder, window=WINDOW, added=()):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -31,9 +31,9 @@ def write_tokenizer(folder, window=WINDOW):
     ends = (("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     tokenizer.post_processor = processors.BertProcessing(*ends)
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=window, **names
-    ).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=window, **names)
+    fast.add_tokens(list(added))
+    fast.save_pretrained(folder)
 
 
 def bert(seed=0):

@@ -322,7 +322,12 @@ def crc32c(data: bytes, start: int = 0) -> int:
 
 
 def maxsim(
-    query: object, docs: Embeddings, *, lengths: object = None, threads: int | None = None
+    query: object,
+    docs: Embeddings,
+    *,
+    lengths: object = None,
+    clip_negative: bool = False,
+    threads: int | None = None,
 ) -> NDArray[np.float32]:
     """Score documents against a query exactly: sum over query rows of the best dot product.
 
@@ -335,6 +340,9 @@ def maxsim(
         `lengths`. float64 is rounded to float32.
     lengths
         Rows that count in each document of a padded array.
+    clip_negative
+        Whether the best dot product of a query row is at least 0, as in the CPU search of Stanford
+        ColBERT; its GPU search, and weft by default, add negative ones.
     threads
         None: as many as the process may use.
 
@@ -350,8 +358,24 @@ def maxsim(
     """
     rows = query_rows(query, None)
     found = ragged(docs, rows.shape[1], name=lambda i: f"document {i}", lengths=lengths)
-    values = found.packed(rows.shape[1])
-    return _native.maxsim(rows, values, found.offsets, check_threads(threads))
+    values, offsets = found.packed(rows.shape[1]), found.offsets
+    if clip_negative:
+        rows, values, offsets = _clipped(rows, values, offsets)
+    return _native.maxsim(rows, values, offsets, check_threads(threads))
+
+
+def _clipped(
+    query: NDArray[np.float32], values: NDArray[np.float32], offsets: NDArray[np.uint64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint64]]:
+    """Give each document with rows one more, whose dot product with every query row is 0.
+
+    Rows cannot be zero, so it stands in a dimension of its own.
+    """
+    full = offsets[1:] > offsets[:-1]
+    values = np.insert(np.pad(values, ((0, 0), (0, 1))), offsets[1:][full].astype(np.int64), 0, 0)
+    offsets = offsets + np.concatenate([[0], np.cumsum(full)]).astype(np.uint64)
+    values[offsets[1:][full].astype(np.int64) - 1, -1] = 1
+    return np.pad(query, ((0, 0), (0, 1))), values, offsets
 
 
 def check_threads(threads: int | None) -> int:

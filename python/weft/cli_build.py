@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from weft import evaluation, sources
+from weft.checks import check_int
 from weft.encoders import FittedEncoder, load
 from weft.errors import (
     IndexExistsError,
@@ -25,7 +27,7 @@ from weft.retriever import Retriever
 from weft.types import IndexConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from weft.encoders import Encoder
@@ -188,6 +190,38 @@ def _discard(beside: Path) -> None:
     shutil.rmtree(beside)
 
 
+@dataclass(frozen=True)
+class EncoderChoice:
+    """Which encoder the command line asks for; `options` are NAME=VALUE as given."""
+
+    model: str | None
+    recipe: str | None
+    options: Sequence[str]
+
+    def load(self, dim: int | None) -> Encoder | None:
+        """Load it, if there is one."""
+        settings = dict(_setting(text) for text in self.options)
+        if self.model is None:
+            if self.recipe is not None or settings:
+                raise InvalidArgumentError("--recipe, --option: expected --model beside them")
+            return None
+        lengths = {name: settings.pop(name, None) for name in ("query_length", "document_length")}
+        for name, value in lengths.items():
+            if value is not None:
+                lengths[name] = check_int(name, value, 1, 1_000_000)
+        return load(self.model, recipe=self.recipe, options=settings, dim=dim, **lengths)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE: true, false and whole numbers are such, everything else is a text."""
+    name, found, value = text.partition("=")
+    if not name or not found:
+        raise InvalidArgumentError(f"--option {text}: expected NAME=VALUE")
+    if value in {"true", "false"}:
+        return name, value == "true"
+    return name, int(value) if value.isascii() and value.isdecimal() else value
+
+
 @dataclass
 class Job:
     """A source that was looked at, and what is to be made of it."""
@@ -201,7 +235,7 @@ class Job:
     @staticmethod
     def look(
         path: Path,
-        model: str | None,
+        choice: EncoderChoice,
         nbits: int,
         rerank: str,
         dim: int | None,
@@ -221,10 +255,9 @@ class Job:
             config = IndexConfig(dim=found.dim, **settings)
             return Job(found, None, config, Extent(found.n_docs, found.n_tokens, False), max_ram)
         source = sources.read(path, on_error="skip" if skip else "stop")
-        encoder = None
-        if model is not None:
-            note(f"loading {model}")
-            encoder = load(model, dim=dim)
+        if choice.model is not None:
+            note(f"loading {choice.model}")
+        encoder = choice.load(dim)
         if encoder is not None:
             dim = encoder.info.dim
         config = IndexConfig(dim=IndexConfig.dim if dim is None else dim, **settings)
@@ -245,6 +278,11 @@ class Job:
         if isinstance(self.source, sources.EmbeddingSource):
             return {"count": 0, "messages": []}
         return {"count": self.source.n_skipped, "messages": self.source.messages}
+
+    def encoded(self) -> dict[str, int] | None:
+        """Count what the encoder has read, cut off and split; None where it does not count."""
+        counts = getattr(self.encoder, "counts", None)
+        return None if counts is None else dataclasses.asdict(counts)
 
     def build(
         self, path: Path, queries: Path | None, *, threads: int | None, progress: Progress | None

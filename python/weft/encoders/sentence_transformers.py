@@ -12,7 +12,9 @@ import torch
 from sentence_transformers import MultiVectorEncoder
 from torch.nn.functional import normalize
 
-from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, loading, prompt_of
+from weft.encoders.loading import loading
+from weft.encoders.settings import check_settings
+from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, prompt_of
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo, TokenEmbeddings
 
@@ -135,6 +137,12 @@ class MultiVectorAdapter(WindowedEncoder):
         return result
 
 
+def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> MultiVectorAdapter:
+    """Load a late-interaction checkpoint as sentence-transformers does."""
+    check_settings("st", options.settings, ())
+    return MultiVectorAdapter.from_checkpoint(checkpoint, options, info)
+
+
 def _row_spans(piece: Piece, ids: NDArray[np.int64]) -> NDArray[np.uint32] | None:
     """Give the spans of a padded row; None unless it has exactly the tokens of the piece."""
     if piece.spans is None:
@@ -155,7 +163,7 @@ def _require_projection(checkpoint: Checkpoint) -> None:
         return  # a native checkpoint lists all its parts
     if any(str(module.get("type", "")).endswith("Dense") for module in modules):
         return
-    if checkpoint.is_stanford and "linear.weight" in _weight_names(checkpoint):
+    if "linear.weight" in _weight_names(checkpoint):
         return
     raise InvalidArgumentError(
         f"model {checkpoint.name}: no trained projection in the checkpoint, it would be random; "

@@ -15,8 +15,10 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
+from weft.encoders.loading import loading, model_window, require_complete
 from weft.encoders.projection import fit_projection, projection_from_text, projection_to_text
-from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, loading, prompt_of
+from weft.encoders.settings import check_settings
+from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, prompt_of
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo, IndexConfig, TokenEmbeddings
 
@@ -53,12 +55,7 @@ class TokenEncoder(WindowedEncoder):
                 dtype=options.torch_dtype(),
                 output_loading_info=True,
             )
-        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-        if missing:
-            raise InvalidArgumentError(
-                f"model {checkpoint.name}: {len(missing)} weights are not in the checkpoint ("
-                f"{missing[0]} first) and would be random; expected a complete one"
-            )
+        require_complete(checkpoint, report["missing_keys"])
         window = _window(checkpoint, tokenizer, self._model)
         stored = checkpoint.json("config_sentence_transformers.json").get("prompts") or {}
         prompts = (prompt_of(stored, "query"), prompt_of(stored, "document", "passage", "corpus"))
@@ -184,6 +181,12 @@ class TokenEncoder(WindowedEncoder):
         ]
 
 
+def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> TokenEncoder:
+    """Load a checkpoint to be used token by token."""
+    check_settings("tokens", options.settings, ())
+    return TokenEncoder(checkpoint, options, info)
+
+
 def _transformer_folder(checkpoint: Checkpoint) -> Path:
     for module in checkpoint.modules():
         if str(module.get("type", "")).endswith("Transformer"):
@@ -196,10 +199,7 @@ def _window(
 ) -> int:
     """Give the most tokens that the model takes, special tokens included."""
     saved = checkpoint.json("sentence_bert_config.json").get("max_seq_length")
-    positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    limits = [saved, tokenizer.model_max_length, model.config.max_position_embeddings]
-    if positions is not None and positions.padding_idx is not None:
-        limits[2] -= positions.padding_idx + 1  # RoBERTa and its kin start counting after it
+    limits = [saved, tokenizer.model_max_length, model_window(model)]
     return min(int(limit) for limit in limits if limit)
 
 

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.utils import logging as transformers_logging
 
 from weft.encoders.windows import Piece, Splitter, batches
-from weft.errors import DeviceError, InvalidArgumentError
+from weft.errors import DeviceError
 from weft.types import TokenEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("weft")
+
+_WORD = re.compile(r"[^\s\u1361]+")
 
 OVERLAP = 32
 """Tokens that the windows of a long text share."""
@@ -38,6 +39,7 @@ class Options:
     query_length: int | None
     document_length: int | None
     batch_tokens: int | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def torch_device(self) -> torch.device:
         """Give the device, chosen now if it is "auto"."""
@@ -56,15 +58,51 @@ class Options:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-class WindowedEncoder:
-    """Split, sort by length, run in batches, put back in order; what both adapters share.
+@dataclass
+class Counts:
+    """What was encoded, and what it cost.
 
     Attributes
     ----------
-    n_long_queries
-        Queries that lost tokens because they were longer than `info.query_length`.
+    n_texts, n_words, n_tokens
+        Documents, their words (runs without white space or Ethiopic word spaces) and their tokens,
+        without special ones.
     n_split_texts
-        Texts that became more than one window.
+        Documents that became more than one window.
+    n_cut_texts, n_cut_tokens
+        Documents that lost their end, and how many tokens they lost together.
+    n_cut_queries
+        Queries that lost their end.
+    n_read, n_padding
+        Tokens that the model has read, and how many of these only fill up a batch.
+    """
+
+    n_texts: int = 0
+    n_words: int = 0
+    n_tokens: int = 0
+    n_split_texts: int = 0
+    n_cut_texts: int = 0
+    n_cut_tokens: int = 0
+    n_cut_queries: int = 0
+    n_read: int = 0
+    n_padding: int = 0
+
+
+class WindowedEncoder:
+    """Split, sort by length, run in batches, put back in order; what all adapters share.
+
+    Parameters
+    ----------
+    tokenizer, prompts
+        For queries and for documents, a text put before theirs.
+    lengths
+        Most tokens of a query and of a window, with special tokens and markers.
+    options
+        How to run the model.
+    n_markers
+        Tokens that the recipe adds to those of the tokenizer, in queries and in documents.
+    on_long
+        "split" makes windows of a document that is too long, "truncate" cuts its end off.
     """
 
     def __init__(
@@ -73,26 +111,29 @@ class WindowedEncoder:
         prompts: tuple[str, str],
         lengths: tuple[int, int],
         options: Options,
+        *,
+        n_markers: tuple[int, int] = (0, 0),
+        on_long: str = "split",
     ) -> None:
-        self.n_long_queries = 0
-        self.n_split_texts = 0
+        self.counts = Counts()
         self.device = options.torch_device()
         on_cpu = self.device.type == "cpu"
         self._batch_tokens = options.batch_tokens or (4_096 if on_cpu else 65_536)
         self.lengths = lengths
-        self._queries = Splitter(tokenizer, prompts[0], lengths[0], 0)
-        self._documents = Splitter(tokenizer, prompts[1], lengths[1], OVERLAP)
+        self._queries = Splitter(tokenizer, prompts[0], lengths[0] - n_markers[0], 0)
+        self._documents = Splitter(tokenizer, prompts[1], lengths[1] - n_markers[1], OVERLAP)
+        self._truncates = on_long == "truncate"
 
     def encode_queries(self, texts: Sequence[str]) -> list[TokenEmbeddings]:
         """Give the token embeddings of each query.
 
-        A query of more tokens than `info.query_length` loses the last of them; this is counted in
-        `n_long_queries` and logged as a warning.
+        A query of more tokens than the model is given loses the last of them; this is counted in
+        `counts.n_cut_queries` and logged as a warning.
         """
         pieces = self._queries.first(texts)
         cut = [piece for piece in pieces if piece.n_cut]
         if cut:
-            self.n_long_queries += len(cut)
+            self.counts.n_cut_queries += len(cut)
             logger.warning(
                 "%d of %d queries are longer than %d tokens; up to %d tokens at their end are "
                 "not searched for",
@@ -102,27 +143,53 @@ class WindowedEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[TokenEmbeddings]]:
         """Give, for each text, the token embeddings of its windows; most texts have one."""
-        groups = self._documents.split(texts)
-        self.n_split_texts += sum(len(pieces) > 1 for pieces in groups)
+        groups = self._pieces(texts)
+        counts = self.counts
+        counts.n_texts += len(texts)
+        counts.n_words += sum(len(_WORD.findall(text)) for text in texts)
+        counts.n_tokens += sum(int(p.of_text.sum()) + p.n_cut for group in groups for p in group)
+        counts.n_split_texts += sum(len(pieces) > 1 for pieces in groups)
+        cut = [piece.n_cut for pieces in groups for piece in pieces if piece.n_cut]
+        if cut:
+            counts.n_cut_texts += len(cut)
+            counts.n_cut_tokens += sum(cut)
+            logger.warning(
+                "%d of %d texts are longer than %d tokens; up to %d tokens at their end are not "
+                "stored",
+                len(cut), len(texts), self.lengths[1], max(cut),
+            )  # fmt: skip
         encoded = iter(self._encode([piece for pieces in groups for piece in pieces], "document"))
         return [[next(encoded) for _ in pieces] for pieces in groups]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Give how many token embeddings each text has, without running the model."""
-        groups = self._documents.split(texts)
-        return [sum(self.n_rows(piece) for piece in pieces) for pieces in groups]
+        return [sum(self.n_rows(piece) for piece in pieces) for pieces in self._pieces(texts)]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[Piece]]:
+        if self._truncates:
+            return [[piece] for piece in self._documents.first(texts)]
+        return self._documents.split(texts)
 
     def _encode(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
         nothing = TokenEmbeddings(self.no_rows(), np.zeros((0, 2), np.uint32))
         result = [nothing] * len(pieces)
         full = [at for at, piece in enumerate(pieces) if piece.of_text.any()]
-        for group in batches([len(pieces[at].ids) for at in full], self._batch_tokens):
+        lengths = [self.n_read(pieces[at], task) for at in full]
+        for group in batches(lengths, self._batch_tokens):
             rows = [full[at] for at in group]
+            longest = max(lengths[at] for at in group)
+            self.counts.n_read += len(group) * longest
+            self.counts.n_padding += sum(longest - lengths[at] for at in group)
             with torch.inference_mode():
                 encoded = self.run([pieces[row] for row in rows], task)
             for row, embeddings in zip(rows, encoded, strict=True):
                 result[row] = embeddings
         return result
+
+    def n_read(self, piece: Piece, task: str) -> int:
+        """Give how many tokens the model reads for a piece, without padding."""
+        del task
+        return len(piece.ids)
 
     def n_rows(self, piece: Piece) -> int:
         """Give how many rows a piece of a document has."""
@@ -140,18 +207,3 @@ class WindowedEncoder:
 def prompt_of(prompts: dict[str, str | None], *names: str) -> str:
     """Give the first of the named prompts that is not empty."""
     return next((str(prompts[name]) for name in names if prompts.get(name)), "")
-
-
-@contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Load without progress bars, and report what goes wrong as one clear error."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise InvalidArgumentError(f"model {name}: cannot be loaded: {first[0]}") from error
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

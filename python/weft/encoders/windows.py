@@ -37,6 +37,8 @@ class Piece:
         (start = end) for the prompt and the special tokens. None where the tokenizer does not tell.
     of_text
         Which tokens come from the text itself.
+    n_ends
+        How many special tokens stand at the end.
     n_cut
         Tokens left out at the end because the piece had too many.
     """
@@ -46,6 +48,7 @@ class Piece:
     ids: list[int]
     spans: NDArray[np.uint32] | None
     of_text: NDArray[np.bool_]
+    n_ends: int
     n_cut: int = 0
 
     def cut(self, max_tokens: int) -> Piece:
@@ -53,11 +56,12 @@ class Piece:
         n_cut = len(self.ids) - max_tokens
         if n_cut <= 0:
             return self
+        end = len(self.ids) - self.n_ends
         kept = np.ones(len(self.ids), np.bool_)
-        kept[np.flatnonzero(self.of_text)[-n_cut:]] = False
+        kept[end - n_cut : end] = False
         ids = [token for token, keep in zip(self.ids, kept, strict=True) if keep]
         spans = None if self.spans is None else self.spans[kept]
-        return Piece(self.text, self.start, ids, spans, self.of_text[kept], n_cut)
+        return Piece(self.text, self.start, ids, spans, self.of_text[kept], self.n_ends, n_cut)
 
 
 class Splitter:
@@ -98,7 +102,9 @@ class Splitter:
 
     def _tokenize(self, parts: list[tuple[str, int]], **options: bool) -> BatchEncoding:
         texts = [self._prompt + text for text, _ in parts]
-        return self._tokenizer(texts, truncation=False, verbose=False, **options)
+        return self._tokenizer(
+            texts, truncation=False, verbose=False, return_special_tokens_mask=True, **options
+        )
 
     def _split_fast(self, parts: list[tuple[str, int]]) -> list[list[Piece]]:
         encoded = self._tokenize(parts, return_offsets_mapping=True)
@@ -111,7 +117,9 @@ class Splitter:
             spans = np.where(of_text[:, None], spans.clip(0), 0)
             if len(ids) <= self._max_tokens or np.count_nonzero(of_text) < 2:
                 _trim(spans, of_text, text)
-                result.append([Piece(text, start, ids, (spans + start).astype(np.uint32), of_text)])
+                places = (spans + start).astype(np.uint32)
+                n_ends = _n_ends(encoded["special_tokens_mask"][row])
+                result.append([Piece(text, start, ids, places, of_text, n_ends)])
                 continue
             words = np.array([-1 if word is None else word for word in encoded.word_ids(row)])
             room = self._max_tokens - np.count_nonzero(~of_text)
@@ -121,7 +129,7 @@ class Splitter:
         return result
 
     def _split_slow(self, parts: list[tuple[str, int]]) -> list[list[Piece]]:
-        encoded = self._tokenize(parts, return_special_tokens_mask=True)
+        encoded = self._tokenize(parts)
         n_prompt = len(self._tokenizer(self._prompt, add_special_tokens=False)["input_ids"])
         result = []
         for row, (text, start) in enumerate(parts):
@@ -135,8 +143,14 @@ class Splitter:
                 continue
             of_text = np.asarray(encoded["special_tokens_mask"][row]) == 0
             of_text[np.flatnonzero(of_text)[:n_prompt]] = False
-            result.append([Piece(text, start, ids, None, of_text)])
+            n_ends = _n_ends(encoded["special_tokens_mask"][row])
+            result.append([Piece(text, start, ids, None, of_text, n_ends)])
         return result
+
+
+def _n_ends(special: Sequence[int]) -> int:
+    """Count the special tokens at the end of a sequence."""
+    return next((i for i, mark in enumerate(reversed(special)) if not mark), len(special))
 
 
 def _trim(spans: NDArray[np.int64], of_text: NDArray[np.bool_], text: str) -> None:
