@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build, cli_eval, cli_import, cli_upkeep
+from weft import cli_build, cli_eval, cli_import, cli_mine, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_info import info_to_json, show_encoded, show_info, show_plan
 from weft.cli_options import (
@@ -65,6 +65,7 @@ app = typer.Typer(
 app.add_typer(cli_import.app)
 app.add_typer(cli_upkeep.app)
 app.add_typer(cli_eval.app)
+app.add_typer(cli_mine.app)
 
 
 @app.callback(invoke_without_command=True)
