@@ -36,7 +36,8 @@ asan:       ## the Python suite over an engine built with the address and undefi
 	  pytest --capture=sys tests/engine tests/lifecycle tests/golden
 
 tsan:       ## the C++ tests under the thread sanitizer
-	cmake -S tests/cpp -B build/tsan -G Ninja -DWEFT_SANITIZE=thread
+	cmake -S . -B build/tsan -G Ninja -DWEFT_SANITIZE=thread -DWEFT_BUILD_TESTS=ON \
+	  -DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON
 	cmake --build build/tsan
 	ctest --test-dir build/tsan --output-on-failure
 
