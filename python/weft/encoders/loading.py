@@ -29,13 +29,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Load without bars and tables, and report what goes wrong as one clear error."""
-    shown, verbosity = (
-        transformers_logging.is_progress_bar_enabled(),
-        transformers_logging.get_verbosity(),
-    )
+    """Load without progress bars, and report what goes wrong as one clear error."""
+    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     try:
         yield
     except WeftError:
@@ -44,7 +40,6 @@ def loading(name: str) -> Iterator[None]:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidArgumentError(f"model {name}: cannot be loaded: {first[0]}") from error
     finally:
-        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -72,12 +67,17 @@ def load_tokenizer(checkpoint: Checkpoint, folder: Path) -> PreTrainedTokenizerB
 
 
 def load_model(checkpoint: Checkpoint, folder: Path, options: Options) -> PreTrainedModel:
-    """Load the transformer that lies in a folder, complete."""
-    with loading(checkpoint.name):
-        model, report = AutoModel.from_pretrained(
-            str(folder), local_files_only=True, dtype=options.torch_dtype(),
-            output_loading_info=True,
-        )  # fmt: skip
+    """Load the transformer that lies in a folder; one without all its weights is refused."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it tells of weights that are not used
+    try:
+        with loading(checkpoint.name):
+            model, report = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, dtype=options.torch_dtype(),
+                output_loading_info=True,
+            )  # fmt: skip
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     require_complete(checkpoint, report["missing_keys"])
     return model
 

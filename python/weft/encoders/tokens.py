@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-from weft.encoders.loading import loading, model_window, require_complete
+from weft.encoders.loading import load_model, loading, model_window
 from weft.encoders.projection import fit_projection, projection_from_text, projection_to_text
 from weft.encoders.settings import check_settings
 from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, prompt_of
@@ -49,13 +49,7 @@ class TokenEncoder(WindowedEncoder):
         folder = _transformer_folder(checkpoint)
         with loading(checkpoint.name):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self._model, report = AutoModel.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                dtype=options.torch_dtype(),
-                output_loading_info=True,
-            )
-        require_complete(checkpoint, report["missing_keys"])
+        self._model = load_model(checkpoint, folder, options)
         window = _window(checkpoint, tokenizer, self._model)
         stored = checkpoint.json("config_sentence_transformers.json").get("prompts") or {}
         prompts = (prompt_of(stored, "query"), prompt_of(stored, "document", "passage", "corpus"))
