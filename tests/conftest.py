@@ -29,12 +29,16 @@ def pytest_addoption(parser):
     parser.addoption(
         "--soak", type=float, default=30.0, help="seconds of tests/lifecycle/test_soak"
     )
+    parser.addoption(
+        "--peers", type=Path, help="folder with the environments that `make bench-peers` makes"
+    )
     parser.addoption("--data", type=Path, help="folder with the collections that some tests need")
 
 
 def pytest_collection_modifyitems(config, items):
     absent = {
         "slow": None if config.getoption("--run-slow") else "slow: pytest --run-slow",
+        "peers": None if config.getoption("--peers") else "no other engines: pytest --peers FOLDER",
         "data": None if config.getoption("--data") else "no collections: pytest --data FOLDER",
         "gpu": None if any(d != "cpu" for d in weft.info()["devices"]) else "no CUDA device",
     }
@@ -48,6 +52,12 @@ def pytest_collection_modifyitems(config, items):
 def data_folder(request):
     """The folder given with --data."""
     return request.config.getoption("--data")
+
+
+@pytest.fixture
+def peers_folder(request):
+    """The folder given with --peers."""
+    return request.config.getoption("--peers")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weft.index import Index
+    from weft.searcher import Searcher
     from weft.snapshot import OpenSegment, Snapshot
     from weft.types import Progress, Scalar
 
@@ -112,7 +113,7 @@ def export(
     return Exported(names, len(searcher), work.manifest.n_tokens, exact)
 
 
-def stored_rows(index: Index, ids: Sequence[str]) -> list[NDArray[np.float32]]:
+def stored_rows(searcher: Searcher, ids: Sequence[str]) -> list[NDArray[np.float32]]:
     """Give the token embeddings of documents in their order: the best that is stored of them.
 
     Each is float32 `[n_tokens, dim]`; the windows of a long document follow each other.
@@ -122,7 +123,6 @@ def stored_rows(index: Index, ids: Sequence[str]) -> list[NDArray[np.float32]]:
     NotFoundError
         An id is unknown.
     """
-    searcher = index.searcher()
     segments = searcher._snapshot.segments
     found = []
     for place in searcher._places(ids):

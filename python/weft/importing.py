@@ -152,7 +152,7 @@ def _keep_some(
 
 def _mean_cosine(sample: dict[str, NDArray[np.float32]], index: Index) -> float:
     ids = list(sample)
-    stored = stored_rows(index, ids)
+    stored = stored_rows(index.searcher(), ids)
     given = np.concatenate([sample[doc_id] for doc_id in ids]).astype(np.float64)
     found = np.concatenate(
         [rows[: len(sample[doc_id])] for doc_id, rows in zip(ids, stored, strict=True)]

@@ -118,7 +118,7 @@ def index_similarity(retriever: Retriever) -> Callable[[str, Sequence[str]], lis
     searcher = retriever.index.searcher()
 
     def like(name: str, others: Sequence[str]) -> list[float]:
-        rows = stored_rows(retriever.index, [name])[0]
+        rows = stored_rows(searcher, [name])[0]
         return [float(score) / len(rows) for score in searcher.score(rows, others)]
 
     return like

@@ -39,7 +39,7 @@ def run(*words):
 
 def assert_rows(index, ids, expected):
     assert len(index) == len(ids)
-    for found, rows in zip(stored_rows(index, ids), expected, strict=True):
+    for found, rows in zip(stored_rows(index.searcher(), ids), expected, strict=True):
         assert np.abs(found - rows).max() < 1e-3  # float16 of unit rows
 
 

@@ -34,7 +34,7 @@ PYTHON_LAYERS = [
     {"exporting"},
     {"encoders", "sources"},
     {"foreign"},
-    {"importing"},
+    {"importing", "integrations"},
     {"retriever"},
     {"evaluation", "lexical", "demo"},
     {"comparison", "scorers"},
