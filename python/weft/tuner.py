@@ -43,7 +43,8 @@ LADDERS = {
 }
 RERANK_LADDER = (1.5, 2, 3)  # times k
 LEAST_LOSS = 0.003  # of recall: less is chance
-AIM, CAREFUL_AIM, CAREFUL_FROM = 0.5, 0.75, 0.99  # share of the way from a target to what is possible
+AIM, CAREFUL_AIM = 0.5, 0.75  # share of the way from a target to what is possible
+CAREFUL_FROM = 0.99  # the target
 REFINE_MOST = 60  # times k
 PIECES = 8  # documents that a sampled query takes tokens from
 MIN_TOKENS, MAX_TOKENS = 1, 4  # of each of them

@@ -42,7 +42,7 @@ def folder(tmp_path):
         (MODULES | saved(prompts={}), "tokens", None),
         (HEADS, "m3", None),
         (HEADS | MODULES | saved(query_length=32), "m3", "pylate"),
-        ({"colbert_linear.pt": ""}, "tokens", None),
+        ({"colbert_linear.pt": ""}, "m3", None),
         (LUSIFER, "lusifer", None),
         (LUSIFER | METADATA, "lusifer", "stanford"),
         (MODULES | saved(model_type="ColBERT"), "pylate", None),

@@ -47,8 +47,8 @@ class Recipe:
 
 
 def _is_m3(checkpoint: Checkpoint) -> bool:
-    heads = ("colbert_linear.pt", "sparse_linear.pt")
-    return all((checkpoint.folder / head).is_file() for head in heads)
+    heads = ("colbert_linear.pt", "sparse_linear.pt")  # one alone is a damaged one
+    return any((checkpoint.folder / head).is_file() for head in heads)
 
 
 def _is_lusifer(checkpoint: Checkpoint) -> bool:
@@ -100,7 +100,7 @@ def _is_asked_for(checkpoint: Checkpoint) -> bool:
 
 
 RECIPES = (
-    Recipe("m3", _is_m3, None),
+    Recipe("m3", _is_m3, "weft.encoders.m3"),
     Recipe("lusifer", _is_lusifer, None),
     Recipe("dpr", _is_dpr, None),
     Recipe("pylate", _is_pylate, "weft.encoders.pylate"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from weft.errors import DeviceError
 from weft.types import TokenEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("weft")
+
+Result = TypeVar("Result")
 
 _WORD = re.compile(r"[^\s\u1361]+")
 
@@ -131,6 +133,26 @@ class WindowedEncoder:
         `counts.n_cut_queries` and logged as a warning.
         """
         pieces = self._queries.first(texts)
+        self._count_queries(pieces)
+        return self._encode(pieces, "query")
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[TokenEmbeddings]]:
+        """Give, for each text, the token embeddings of its windows; most texts have one."""
+        groups = self._pieces(texts)
+        self._count_documents(texts, groups)
+        encoded = iter(self._encode([piece for pieces in groups for piece in pieces], "document"))
+        return [[next(encoded) for _ in pieces] for pieces in groups]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Give how many token embeddings each text has, without running the model."""
+        return [sum(self.n_rows(piece) for piece in pieces) for pieces in self._pieces(texts)]
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[Piece]]:
+        if self._truncates:
+            return [[piece] for piece in self._documents.first(texts)]
+        return self._documents.split(texts)
+
+    def _count_queries(self, pieces: Sequence[Piece]) -> None:
         cut = [piece for piece in pieces if piece.n_cut]
         if cut:
             self.counts.n_cut_queries += len(cut)
@@ -139,11 +161,8 @@ class WindowedEncoder:
                 "not searched for",
                 len(cut), len(pieces), self.lengths[0], max(piece.n_cut for piece in cut),
             )  # fmt: skip
-        return self._encode(pieces, "query")
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[TokenEmbeddings]]:
-        """Give, for each text, the token embeddings of its windows; most texts have one."""
-        groups = self._pieces(texts)
+    def _count_documents(self, texts: Sequence[str], groups: Sequence[Sequence[Piece]]) -> None:
         counts = self.counts
         counts.n_texts += len(texts)
         counts.n_words += sum(len(_WORD.findall(text)) for text in texts)
@@ -158,20 +177,19 @@ class WindowedEncoder:
                 "stored",
                 len(cut), len(texts), self.lengths[1], max(cut),
             )  # fmt: skip
-        encoded = iter(self._encode([piece for pieces in groups for piece in pieces], "document"))
-        return [[next(encoded) for _ in pieces] for pieces in groups]
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Give how many token embeddings each text has, without running the model."""
-        return [sum(self.n_rows(piece) for piece in pieces) for pieces in self._pieces(texts)]
-
-    def _pieces(self, texts: Sequence[str]) -> list[list[Piece]]:
-        if self._truncates:
-            return [[piece] for piece in self._documents.first(texts)]
-        return self._documents.split(texts)
 
     def _encode(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
         nothing = TokenEmbeddings(self.no_rows(), np.zeros((0, 2), np.uint32))
+        return self._in_batches(pieces, task, self.run, nothing)
+
+    def _in_batches(
+        self,
+        pieces: list[Piece],
+        task: str,
+        run: Callable[[list[Piece], str], list[Result]],
+        nothing: Result,
+    ) -> list[Result]:
+        """Give what `run` makes of each piece, and `nothing` of those without a token of text."""
         result = [nothing] * len(pieces)
         full = [at for at, piece in enumerate(pieces) if piece.of_text.any()]
         lengths = [self.n_read(pieces[at], task) for at in full]
@@ -181,9 +199,9 @@ class WindowedEncoder:
             self.counts.n_read += len(group) * longest
             self.counts.n_padding += sum(longest - lengths[at] for at in group)
             with torch.inference_mode():
-                encoded = self.run([pieces[row] for row in rows], task)
-            for row, embeddings in zip(rows, encoded, strict=True):
-                result[row] = embeddings
+                made = run([pieces[row] for row in rows], task)
+            for row, one in zip(rows, made, strict=True):
+                result[row] = one
         return result
 
     def n_read(self, piece: Piece, task: str) -> int:
