@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weft import evaluation, sources
 from weft.checks import check_int
 from weft.encoders import FittedEncoder, load
+from weft.encoders.pooling import SETTING, PooledEncoder
 from weft.errors import (
     IndexExistsError,
     IndexLockedError,
@@ -104,10 +105,9 @@ def _unfinished(
         return None
     stored = Index.open(path).info.encoder
     wanted = encoder.info
-    same = stored is not None and (stored.fingerprint, stored.recipe, stored.dim) == (
-        wanted.fingerprint,
-        wanted.recipe,
-        wanted.dim,
+    same = stored is not None and (
+        (stored.fingerprint, stored.recipe, stored.dim, stored.settings.get(SETTING))
+        == (wanted.fingerprint, wanted.recipe, wanted.dim, wanted.settings.get(SETTING))
     )
     if not same:
         _discard(path)
@@ -282,7 +282,12 @@ class Job:
     def encoded(self) -> dict[str, int] | None:
         """Count what the encoder has read, cut off and split; None where it does not count."""
         counts = getattr(self.encoder, "counts", None)
-        return None if counts is None else dataclasses.asdict(counts)
+        if counts is None:
+            return None
+        found = dataclasses.asdict(counts)
+        if isinstance(self.encoder, PooledEncoder):
+            found |= {"n_rows": self.encoder.n_rows, "n_pooled": self.encoder.n_pooled}
+        return found
 
     def build(
         self, path: Path, queries: Path | None, *, threads: int | None, progress: Progress | None

@@ -291,9 +291,9 @@ def measure_index(
         else TRUTHS[info.truth or searcher.truth],
         "median ms": statistics.median(times),
     }
-    cut = getattr(retriever.encoder, "n_long_queries", None)
-    if cut is not None:
-        facts["queries cut"] = cut
+    counts = getattr(retriever.encoder, "counts", None)
+    if counts is not None:
+        facts["queries cut"] = counts.n_cut_queries
     return (
         facts,
         evaluation.as_run(dict(zip(texts, deep, strict=True))),

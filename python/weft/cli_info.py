@@ -30,6 +30,10 @@ def show_encoded(counts: dict[str, int] | None) -> list[str]:
         f"encoded {count(counts['n_texts'])} texts, {per_word:.2f} tokens a word; "
         f"{padding:.1f} % of what the model read was padding"
     ]
+    if "n_pooled" in counts:
+        lines.append(
+            f"pooled {count(counts['n_rows'])} token embeddings to {count(counts['n_pooled'])}"
+        )
     if counts["n_split_texts"]:
         lines.append(f"{count(counts['n_split_texts'])} long texts were split into windows")
     if counts["n_cut_texts"]:

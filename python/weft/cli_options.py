@@ -45,7 +45,8 @@ RecipeOption = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="A setting of the encoder, may be repeated: query_length=32, document_length=300, "
-        "query_policy=jqara, on_long=truncate, skiplist_extra=።፣; docs/encoders.md lists them.",
+        "query_policy=jqara, on_long=truncate, skiplist_extra=።፣, pool_factor=2; docs/encoders.md "
+        "lists them.",
     ),
 ]
 Nbits = Annotated[int, typer.Option(help="Bits a dimension of a code: 1, 2, 4 or 8.")]

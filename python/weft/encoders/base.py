@@ -89,7 +89,8 @@ def load(
         "dense" for its one vector. None means that of `info`, else the checkpoint's own.
     options
         Settings of the recipe, see `weft.encoders.colbert.SETTINGS` and `weft.encoders.dense`; what
-        is not given is as in `info`, else as the checkpoint says.
+        is not given is as in `info`, else as the checkpoint says. With any recipe: `pool_factor`,
+        `pool_mode` and `pool_protected`, see `weft.encoders.pooling.Pooling`.
     dim
         Dimensions of a token embedding. None means the model's own. A recipe cuts its rows only to
         what the checkpoint lists; "tokens" projects them, to at most 128 unless told otherwise.
@@ -126,6 +127,9 @@ def load(
         from weft.encoders.windowed import Options
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "encode") from error
+    from weft.encoders.pooling import pooled, split_options
+
+    pooling, settings, info = split_options(options or {}, info)
     how = Options(
         dim=dim,
         device=device,
@@ -133,10 +137,10 @@ def load(
         query_length=query_length,
         document_length=document_length,
         batch_tokens=batch_tokens,
-        settings=dict(options or {}),
+        settings=settings,
     )
     if not isinstance(model, str | Path):
-        return _wrapped(model, recipe, how)
+        return pooled(_wrapped(model, recipe, how), pooling)
     checkpoint = Checkpoint.find(model, download=download)
     if info is not None and info.fingerprint != checkpoint.fingerprint():
         raise IncompatibleIndexError(
@@ -154,8 +158,7 @@ def load(
         module = import_module(chosen.module)
     except ImportError as error:
         raise MissingExtraError(error.name or "sentence-transformers", "encode") from error
-    encoder: Encoder = module.load(checkpoint, how, info)
-    return encoder
+    return pooled(module.load(checkpoint, how, info), pooling)
 
 
 def _wrapped(model: MultiVectorEncoder, recipe: str | None, options: Options) -> Encoder:
