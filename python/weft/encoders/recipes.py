@@ -101,7 +101,7 @@ def _is_asked_for(checkpoint: Checkpoint) -> bool:
 
 RECIPES = (
     Recipe("m3", _is_m3, "weft.encoders.m3"),
-    Recipe("lusifer", _is_lusifer, None),
+    Recipe("lusifer", _is_lusifer, "weft.encoders.lusifer"),
     Recipe("dpr", _is_dpr, None),
     Recipe("pylate", _is_pylate, "weft.encoders.pylate"),
     Recipe("stanford", _is_stanford, "weft.encoders.stanford"),

@@ -22,13 +22,14 @@ class Setting:
 
     def check(self, recipe: str, value: Any) -> None:  # noqa: ANN401
         """Refuse a value that cannot be."""
-        if type(value) is self.kind and (not self.choices or value in self.choices):
+        fits = type(value) is self.kind or (self.kind is float and type(value) is int)
+        if fits and (not self.choices or value in self.choices):
             return
         expected = " or ".join(map(repr, self.choices)) or _KINDS[self.kind]
         raise InvalidArgumentError(f"recipe {recipe}: {self.name}={value!r}: expected {expected}")
 
 
-_KINDS = {str: "a text", bool: "true or false"}
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def check_settings(recipe: str, given: Mapping[str, Any], known: Sequence[Setting]) -> None:

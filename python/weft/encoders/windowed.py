@@ -193,7 +193,7 @@ class WindowedEncoder:
         result = [nothing] * len(pieces)
         full = [at for at, piece in enumerate(pieces) if piece.of_text.any()]
         lengths = [self.n_read(pieces[at], task) for at in full]
-        for group in batches(lengths, self._batch_tokens):
+        for group in self.groups(lengths):
             rows = [full[at] for at in group]
             longest = max(lengths[at] for at in group)
             self.counts.n_read += len(group) * longest
@@ -203,6 +203,10 @@ class WindowedEncoder:
             for row, one in zip(rows, made, strict=True):
                 result[row] = one
         return result
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Give which sequences are read together, by their numbers."""
+        return batches(lengths, self._batch_tokens)
 
     def n_read(self, piece: Piece, task: str) -> int:
         """Give how many tokens the model reads for a piece, without padding."""
