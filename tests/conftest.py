@@ -104,3 +104,11 @@ def unmerged():
 @pytest.fixture
 def fake_encoder():
     return FakeEncoder()
+
+
+@pytest.fixture
+def early_dense_codec(monkeypatch):
+    """Let dense vectors have a codec from 100 documents on."""
+    monkeypatch.setattr(
+        "weft.dense_build.defaults", dataclasses.replace(defaults, codec_tokens=100)
+    )

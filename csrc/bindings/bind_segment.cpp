@@ -81,58 +81,6 @@ py::array_t<uint32_t> lengths(const Segment& segment) {
   return to_numpy(out);
 }
 
-const char* numpy_name(DType dtype) {
-  constexpr const char* kNames[] = {"uint8",  "int8",  "uint16",  "int16",   "uint32", "int32",
-                                    "uint64", "int64", "float16", "float32", "float64"};
-  return kNames[static_cast<size_t>(dtype)];
-}
-
-py::array copy_array(const NamedArray& array) {
-  py::array values(py::dtype(numpy_name(array.dtype)),
-                   std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
-  std::copy_n(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size(),
-              static_cast<char*>(values.mutable_data()));
-  return values;
-}
-
-/// The arrays of a .weft file whose checksums say that they are as they were written, copied.
-py::dict whole_arrays(const std::string& path, const std::vector<std::string>& names) {
-  const Container container = Container::open(path);
-  py::dict out;
-  for (size_t i = 0; i < container.arrays().size(); ++i) {
-    const NamedArray& array = container.arrays()[i];
-    if (std::ranges::find(names, array.name) == names.end() || !container.is_whole(i)) {
-      continue;
-    }
-    out[array.name.c_str()] = copy_array(array);
-  }
-  return out;
-}
-
-/// Names of the arrays of a .weft file that are not as they were written.
-std::vector<std::string> damaged_arrays(const std::string& path) {
-  const py::gil_scoped_release release;
-  const Container container = Container::open(path);
-  std::vector<std::string> names;
-  for (size_t i = 0; i < container.arrays().size(); ++i) {
-    if (!container.is_whole(i)) {
-      names.push_back(container.arrays()[i].name);
-    }
-  }
-  return names;
-}
-
-/// Every array of a .weft file, copied, after its checksum was checked.
-py::dict read_arrays(const std::string& path) {
-  const Container container = Container::open(path);
-  container.verify();
-  py::dict out;
-  for (const NamedArray& array : container.arrays()) {
-    out[array.name.c_str()] = copy_array(array);
-  }
-  return out;
-}
-
 uint32_t write_deleted(int fd, std::string path, const py::object& words, uint64_t n_docs) {
   return write_tombstones(FileWriter(fd, std::move(path)),
                           vector<uint64_t>(words, "words", "uint64"), n_docs);
@@ -154,9 +102,6 @@ void bind_segment(py::module_& module) {
   module.def("write_tombstones", &write_deleted, py::arg("fd"), py::arg("path"), py::arg("words"),
              py::arg("n_docs"));
   module.def("read_tombstones", &read_deleted, py::arg("path"));
-  module.def("read_arrays", &read_arrays, py::arg("path"));
-  module.def("whole_arrays", &whole_arrays, py::arg("path"), py::arg("names"));
-  module.def("damaged_arrays", &damaged_arrays, py::arg("path"));
   // pybind11 has no holder of const objects; Segment offers const members only.
   py::class_<Segment, std::shared_ptr<Segment>>(module, "Segment")
       .def_static(

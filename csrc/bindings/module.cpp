@@ -12,6 +12,7 @@ namespace weft::bindings {
 
 void bind_kernels(py::module_& module);
 void bind_codec(py::module_& module);
+void bind_container(py::module_& module);
 void bind_segment(py::module_& module);
 void bind_search(py::module_& module);
 
@@ -180,6 +181,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("maxsim", &maxsim_of, py::arg("query"), py::arg("values"), py::arg("offsets"),
              py::arg("threads") = 0);
   bind_codec(module);
+  bind_container(module);
   bind_segment(module);
   bind_search(module);
   bind_kernels(module);

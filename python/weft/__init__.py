@@ -37,9 +37,13 @@ if TYPE_CHECKING:
         WriterClosedError,
     )
     from weft.exporting import Exported, export
+    from weft.fields import DenseConfig, SparseConfig
+    from weft.fusion import ReciprocalRank, Rerank, Weighted
     from weft.health import IndexInfo, Problem, Repair
+    from weft.hybrid import HybridSearcher
     from weft.importing import Imported, import_index
-    from weft.index import Index, info
+    from weft.index import Index
+    from weft.installation import info
     from weft.planning import Plan, plan
     from weft.retriever import Retriever
     from weft.searcher import Searcher
@@ -60,12 +64,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Alignment",
     "CorruptIndexError",
+    "DenseConfig",
     "DeviceError",
     "Document",
     "EncoderInfo",
     "Exported",
     "Hit",
     "Hits",
+    "HybridSearcher",
     "Imported",
     "IncompatibleIndexError",
     "Index",
@@ -82,13 +88,17 @@ __all__ = [
     "OutOfMemoryError",
     "Plan",
     "Problem",
+    "ReciprocalRank",
     "Repair",
+    "Rerank",
     "Retriever",
     "SearchParams",
     "Searcher",
+    "SparseConfig",
     "StorageError",
     "TokenEmbeddings",
     "WeftError",
+    "Weighted",
     "Writer",
     "WriterClosedError",
     "encoders",
@@ -105,9 +115,13 @@ __all__ = [
 _MODULES = {
     "arrays": ("maxsim",),
     "exporting": ("Exported", "export"),
+    "fusion": ("ReciprocalRank", "Rerank", "Weighted"),
     "health": ("IndexInfo", "Problem", "Repair"),
+    "hybrid": ("HybridSearcher",),
     "importing": ("Imported", "import_index"),
-    "index": ("Index", "info"),
+    "index": ("Index",),
+    "installation": ("info",),
+    "fields": ("DenseConfig", "SparseConfig"),
     "planning": ("Plan", "plan"),
     "retriever": ("Retriever",),
     "searcher": ("Searcher",),

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.arrays import Embeddings, normalized, ragged
+from weft.arrays import Embeddings, Ragged, normalized, ragged
 from weft.checks import check_int
+from weft.dense_vectors import DenseVectors, dense_rows
 from weft.documents import check_metadata, check_spans, check_text, encode_spans
 from weft.errors import InvalidArgumentError
+from weft.sparse_vectors import SparseVectors, pack, sparse_vectors, stored_form
 from weft.types import Scalar, defaults
 from weft.windows import WINDOW_MARK, Batch
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.arrays import Ragged
+    from weft.types import IndexConfig
 
 
 def check_id(doc_id: object) -> str:
@@ -60,13 +62,15 @@ def check_ids(ids: Sequence[str]) -> list[str]:
 
 def check_batch(
     ids: list[str],
-    embeddings: Embeddings,
-    dim: int,
+    embeddings: Embeddings | None,
+    config: IndexConfig,
     texts: Sequence[str | None] | None,
     metadata: Sequence[Mapping[str, Scalar] | None] | None,
     spans: Sequence[Any] | None,
     lengths: object,
     parents: Sequence[int] | None,
+    dense: DenseVectors | None,
+    sparse: SparseVectors | None,
 ) -> tuple[Batch, Iterator[NDArray[np.float16]]]:
     """Give documents with what belongs to them, and their rows; the parameters are `Writer.add`'s.
 
@@ -84,7 +88,14 @@ def check_batch(
             return f"document {ids[doc]!r}"
         return f"document {ids[doc]!r}, window {window - int(first_windows[doc])}"
 
-    found = ragged(embeddings, dim, name=name, lengths=lengths)
+    if embeddings is None:
+        if dense is None and sparse is None:
+            raise InvalidArgumentError(
+                "embeddings: found NoneType, expected some, or dense= or sparse="
+            )
+        found = Ragged((), np.zeros(len(owners) + 1, np.uint64))
+    else:
+        found = ragged(embeddings, config.dim, name=name, lengths=lengths)
     if len(found) != len(owners):
         raise InvalidArgumentError(
             f"embeddings: found {len(found)} of them, expected {len(owners)}, "
@@ -114,8 +125,41 @@ def check_batch(
             )
         )
     ]
-    batch = Batch(ids, n_windows, token_counts, checked_texts, checked_metadata, places)
+    batch = Batch(
+        ids,
+        n_windows,
+        token_counts,
+        checked_texts,
+        checked_metadata,
+        places,
+        _dense(dense, ids, config),
+        _sparse(sparse, ids, config),
+    )
     return batch, _unit_rows(found, name)
+
+
+def _dense(given: DenseVectors | None, ids: list[str], config: IndexConfig) -> list[bytes | None]:
+    if given is None:
+        return [None] * len(ids)
+    if config.dense is None:
+        raise InvalidArgumentError(
+            "dense: the index has no such field; make it with IndexConfig(dense=DenseConfig(dim))"
+        )
+    return dense_rows(given, ids, config.dense)
+
+
+def _sparse(given: SparseVectors | None, ids: list[str], config: IndexConfig) -> list[bytes | None]:
+    if given is None:
+        return [None] * len(ids)
+    if config.sparse is None:
+        raise InvalidArgumentError(
+            "sparse: the index has no such field; make it with IndexConfig(sparse=SparseConfig())"
+        )
+    vectors = sparse_vectors(given, lambda i: f"document {ids[i]!r}" if i < len(ids) else f"{i}")
+    if len(vectors) != len(ids):
+        raise InvalidArgumentError(f"sparse: found {len(vectors)} vectors, expected {len(ids)}")
+    stored = [stored_form(vector, config.sparse, query=False) for vector in vectors]
+    return [pack(vector) if len(vector.terms) else None for vector in stored]
 
 
 def _check_sizes(found: Ragged, owners: NDArray[np.int64], ids: list[str]) -> None:

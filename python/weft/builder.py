@@ -19,25 +19,30 @@ import numpy as np
 from weft import _native
 from weft.bitmaps import as_mask
 from weft.compaction import must_be_merged, plan_merges, worth_merging
+from weft.dense_build import DenseBuild, live_lengths, stored_vectors
 from weft.documents import check_metadata, encode_spans
-from weft.manifest import CodecEntry, Manifest, SegmentEntry, TombstonesEntry, Tuning
+from weft.entries import CodecEntry, SegmentEntry, TombstonesEntry, Tuning
+from weft.manifest import Manifest
 from weft.new_files import NewFiles
 from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
+from weft.row_files import IdTable, rows_file
 from weft.snapshot import OpenSegment, Snapshot
+from weft.sparse import write_sparse
+from weft.sparse_vectors import pack
 from weft.spool import Spool
-from weft.tuner import Rows, Tuner, TuningQueries, choose_tokens
+from weft.tuner import PIECES, Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
 from weft.verification import verify_segment
 from weft.windows import Batch, document_id, starts_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from weft.storage import Directory
     from weft.tombstones import Deletions
-    from weft.types import Progress
+    from weft.types import OperatingPoint, Progress
 
 logger = logging.getLogger("weft")
 
@@ -86,6 +91,7 @@ class Build:
         where there are none, on sampled documents.
         """
         base, spool = self._base, self._spool
+        dense = self._dense_build()
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
         n_docs = sum(segment.entry.live("n_docs") for segment in kept)
         n_tokens = sum(segment.entry.live("n_tokens") for segment in kept)
@@ -106,19 +112,34 @@ class Build:
                 n_tokens,
                 entry.n_tokens,
             )
-        kept = self._merge(kept, asked=compact)
+        if dense is not None:
+            dense.prepare(kept, self._made_once, retrain=retrain)
+        kept = self._merge(kept, dense, asked=compact)
         self._write_tombstones(kept)
-        made = self._write_segments(codec)
+        made = self._write_segments(codec, dense)
         manifest = base.next(
             generation,
             codec=entry,
+            dense=base.dense if dense is None else dense.entry,
             segments=(*(segment.entry for segment in kept), *made),
             files={**base.files, **self._files.entries},
         )
         if codec is not None and tune and manifest.n_tokens > 0:
             manifest = self._tune(manifest, kept, queries, decodes=decodes)
+        if dense is not None and dense.codec is not None and (dense.trained or tune):
+            manifest = self._tune_dense(manifest, kept, dense)
         self._directory.sync_directory()
         return manifest
+
+    def _dense_build(self) -> DenseBuild | None:
+        if self._base.config.dense is None:
+            return None
+        return DenseBuild(
+            *(self._base, self._snapshot, self._spool, self._files),
+            threads=self._threads,
+            max_ram=self._max_ram,
+            progress=self._progress,
+        )
 
     def _remaining(self) -> tuple[OpenSegment, ...]:
         """Give the old segments of which something is left, with what is newly deleted in them."""
@@ -139,14 +160,19 @@ class Build:
                 kept.append(replace(segment, entry=entry, deleted=changed.words))
         return tuple(kept)
 
-    def _merge(self, segments: tuple[OpenSegment, ...], *, asked: bool) -> tuple[OpenSegment, ...]:
+    def _merge(
+        self, segments: tuple[OpenSegment, ...], dense: DenseBuild | None, *, asked: bool
+    ) -> tuple[OpenSegment, ...]:
         """Write some of them into new ones, without what is deleted; give what there is then.
 
-        They are read in full before, so that no damage gets a new checksum.
+        They are read in full before, so that no damage gets a new checksum. A new codec of dense
+        vectors asks for all of them.
         """
-        choose = worth_merging if asked else must_be_merged
-        entries = choose([segment.entry for segment in segments], self._max_ram)
-        if not entries or not (asked or self._has_room_for(entries)):
+        entries = [segment.entry for segment in segments]
+        if dense is None or not dense.trained:
+            entries = (worth_merging if asked else must_be_merged)(entries, self._max_ram)
+            asked = asked or self._has_room_for(entries)
+        if not entries or not asked:
             return segments
         chosen = [segment for segment in segments if segment.entry in entries]
         kept = tuple(segment for segment in segments if segment.entry not in entries)
@@ -155,11 +181,13 @@ class Build:
             self._progress("verify", number, len(chosen))
         made = []
         for merge in plan_merges(chosen, self._max_ram):
-            self._files.write_merged(merge, self._progress)
+            vectors = None if dense is None else dense.of_merge(merge)
+            self._files.write_merged(merge, self._progress, vectors)
             made.append(merge.entry)
         self._write_tombstones(kept)
         now = self._base.next(
             self._base.generation,
+            dense=self._base.dense if dense is None else dense.entry,
             segments=(*(segment.entry for segment in kept), *made),
             files={**self._base.files, **self._files.entries},
         )
@@ -205,6 +233,9 @@ class Build:
         lengths = native.lengths().astype(np.int64)[windows]
         stored_ids = native.ids(np.array(windows, np.uint32))
         starts = [i for i, stored in enumerate(stored_ids) if starts_document(stored)]
+        first_windows = [windows[i] for i in starts]
+        dense_windows = np.flatnonzero(live_lengths(segment)).tolist()
+        sparse = ((doc, pack(v)) for doc, v in segment.sparse.vectors()) if segment.sparse else ()
         found = [(None, {}) if store is None else store.get(windows[i]) for i in starts]
         places = [
             None if store is None else store.spans(window, length)
@@ -217,6 +248,8 @@ class Build:
             texts=[text for text, _ in found],
             metadata=[check_metadata(fields, segment.entry.name) for _, fields in found],
             spans=[None if p is None else encode_spans(p.astype(np.int64)) for p in places],
+            dense=_at(zip(dense_windows, stored_vectors(segment), strict=True), first_windows),
+            sparse=_at(sparse, first_windows),
         )
         self._spool.append(batch, (rows.values for rows in _stored_rows(segment)))
 
@@ -258,22 +291,28 @@ class Build:
         self._spool.note_made(stage, {name: self._files.entries[name] for name in names})
         return list(names)
 
-    def _write_segments(self, codec: _native.Codec | None) -> list[SegmentEntry]:
+    def _write_segments(
+        self, codec: _native.Codec | None, dense: DenseBuild | None
+    ) -> list[SegmentEntry]:
         spool = self._spool
         starts, lengths = spool.doc_starts(), spool.lengths()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         rows = spool.rows()
-        codec_checksum = 0 if codec is None else codec.checksum
+        codecs = [codec, dense.codec if dense is not None else None]
+        checksums = ", ".join(f"codec {c.checksum:08x}" for c in codecs if c is not None)
         entries = []
         for first, last in segment_cuts(starts, lengths, self._max_ram):
             docs = starts[(starts >= first) & (starts < last)]
             entry = SegmentEntry.new(
-                lengths[first:last], docs - first, documents=spool.has_documents
+                lengths[first:last],
+                docs - first,
+                documents=spool.has_documents,
+                fields=self._base.config.fields,
             )
             make = partial(
-                self._write_segment, entry, codec, rows, offsets[first : last + 1], first
+                self._write_segment, entry, codec, rows, offsets[first : last + 1], first, dense
             )
-            names = self._made_once(f"segment {first}..{last}, codec {codec_checksum:08x}", make)
+            names = self._made_once(f"segment {first}..{last}, {checksums}", make)
             entries.append(replace(entry, name=names[0].partition(".")[0]))
         return entries
 
@@ -284,34 +323,40 @@ class Build:
         rows: NDArray[np.float16],
         offsets: NDArray[np.uint64],
         first: int,
+        dense: DenseBuild | None,
     ) -> list[str]:
         first_row, last_row = int(offsets[0]), int(offsets[-1])
-        id_bytes = bytearray()
-        id_offsets = np.zeros(entry.n_windows + 1, np.uint64)
-        for number, stored in enumerate(self._spool.ids(first, first + entry.n_windows), start=1):
-            id_bytes += stored.encode()
-            id_offsets[number] = len(id_bytes)
+        last = first + entry.n_windows
+        ids = IdTable.of(self._spool.ids(first, last), entry.n_windows)
 
         def progress(stage: str, done: int, _: int) -> None:
             self._progress(stage, first_row + done, len(rows))
 
         self._files.write(
             entry.file,
-            lambda fd, path: _native.write_segment(
-                fd,
-                path,
+            rows_file(
+                self._base.config,
                 codec,
                 rows[first_row:last_row],
                 offsets - np.uint64(first_row),
-                np.frombuffer(id_bytes, np.uint8),
-                id_offsets,
-                self._base.config.rerank or "none",
-                self._threads,
-                progress,
-            )["checksum"],
+                ids,
+                threads=self._threads,
+                progress=progress,
+            ),
         )
+        if dense is not None:
+            self._files.write(entry.field_file("dense"), dense.of_added(first, last, ids))
+        if self._base.config.sparse is not None:
+            vectors = partial(self._spool.vectors, "sparse", first, last)
+            integers = self._base.config.sparse.impacts
+            self._files.write(
+                entry.field_file("sparse"),
+                lambda fd, path: write_sparse(
+                    fd, path, entry.n_windows, vectors, integers=integers, max_ram=self._max_ram
+                ),
+            )
         if entry.documents:
-            fill = partial(self._spool.write_documents, first=first, last=first + entry.n_windows)
+            fill = partial(self._spool.write_documents, first=first, last=last)
             self._files.write_documents(entry.documents_file, fill)
         return list(entry.files)
 
@@ -328,6 +373,44 @@ class Build:
         `decodes` says that what was spooled is, in part, what codes were decoded to.
         """
         snapshot = Snapshot(self._directory, manifest)
+        rows, lengths = self._spool.rows(), self._spool.lengths()
+        queries = given or self._sample_queries(kept, rows, lengths)
+        exact = manifest.config.rerank == "f16" or not (kept or decodes)
+        tuned_on = "sampled documents" if given is None else "given queries"
+        truth = self._all_rows(kept, rows, lengths)
+        points, tuning = self._points(snapshot, queries, truth, tuned_on, exact=exact)
+        return manifest.next(manifest.generation, operating_points=points, tuning=tuning)
+
+    def _tune_dense(
+        self, manifest: Manifest, kept: tuple[OpenSegment, ...], dense: DenseBuild
+    ) -> Manifest:
+        """Give the manifest with operating points of the dense field.
+
+        A sampled query is the mean of two documents' vectors: that of one is found too easily.
+        """
+        snapshot = Snapshot(self._directory, manifest).of_dense()
+        if snapshot.manifest.n_tokens == 0:
+            return manifest
+        views = snapshot.segments[: len(kept)]
+        rows, lengths = dense.added_rows, dense.lengths
+        queries = self._sample_queries(views, rows, lengths, pieces=2).as_means()
+        exact = dense.config.rerank == "f16" or (dense.trained and self._base.dense.codec is None)
+        truth = self._all_rows(views, rows, lengths)
+        points, tuning = self._points(snapshot, queries, truth, "sampled documents", exact=exact)
+        entry = replace(dense.entry, operating_points=points, tuning=tuning)
+        return manifest.next(manifest.generation, dense=entry)
+
+    def _points(
+        self,
+        snapshot: Snapshot,
+        queries: TuningQueries,
+        truth: Iterator[Rows],
+        tuned_on: str,
+        *,
+        exact: bool,
+    ) -> tuple[tuple[OperatingPoint, ...], Tuning]:
+        """Find the operating points of a field; `truth` walks over all of its rows."""
+        manifest = snapshot.manifest
         assert snapshot.codec is not None
         searcher = _native.Searcher(
             [segment.native for segment in snapshot.segments],
@@ -335,7 +418,6 @@ class Build:
             self._threads,
             snapshot.deleted,
         )
-        queries = given or self._sample_queries(kept)
         tuner = Tuner(
             searcher,
             snapshot.codec,
@@ -344,39 +426,44 @@ class Build:
             queries,
             reranks=manifest.config.rerank is not None or manifest.config.nbits == 8,
         )
-        tuner.answer_exactly(self._all_rows(kept), self._threads, self._progress)
-        tuned_on = "sampled documents" if given is None else "given queries"
-        exact = manifest.config.rerank == "f16" or not (kept or decodes)
+        tuner.answer_exactly(truth, self._threads, self._progress)
         tuning = Tuning(tuned_on, len(queries), manifest.n_tokens, "rows" if exact else "stored")
-        points = tuner.points(tuned_on, self._progress)
-        return manifest.next(manifest.generation, operating_points=points, tuning=tuning)
+        return tuner.points(tuned_on, self._progress), tuning
 
-    def _sample_queries(self, kept: tuple[OpenSegment, ...]) -> TuningQueries:
+    def _sample_queries(
+        self,
+        kept: tuple[OpenSegment, ...],
+        rows: NDArray[np.float16],
+        spooled: NDArray[np.uint32],
+        pieces: int = PIECES,
+    ) -> TuningQueries:
         stored = [_live_lengths(segment) for segment in kept]
-        spooled = self._spool.lengths()
         lengths = np.concatenate([*stored, spooled]).astype(np.int64)
         first_window = np.cumsum([0, *(len(found) for found in stored)])
         row_starts = np.concatenate([[0], np.cumsum(spooled, dtype=np.int64)])
-        rows = self._spool.rows()
-        chosen = choose_tokens(lengths, self._base.config.seed)
-        values: list[NDArray[Any]] = [np.empty((0, self._base.config.dim), np.float32)]
-        for window, first, last in (piece for pieces in chosen for piece in pieces):
+        chosen = choose_tokens(lengths, self._base.config.seed, pieces)
+        values: list[NDArray[Any]] = [np.empty((0, rows.shape[1]), np.float32)]
+        for window, first, last in (piece for query in chosen for piece in query):
             number = int(np.searchsorted(first_window, window, side="right")) - 1
             inside = window - int(first_window[number])
             if number < len(kept):
                 values.append(kept[number].native.rows(inside)[first:last])
             else:
                 values.append(rows[row_starts[inside] + first : row_starts[inside] + last])
-        counts = [sum(last - first for _, first, last in pieces) for pieces in chosen]
+        counts = [sum(last - first for _, first, last in query) for query in chosen]
         offsets = np.cumsum([0, *counts], dtype=np.uint64)
-        sources = np.array([[window for window, _, _ in pieces] for pieces in chosen], np.uint32)
+        sources = np.array([[window for window, _, _ in query] for query in chosen], np.uint32)
         return TuningQueries(np.concatenate(values, dtype=np.float32), offsets, sources)
 
-    def _all_rows(self, kept: tuple[OpenSegment, ...]) -> Iterator[Rows]:
+    def _all_rows(
+        self,
+        kept: tuple[OpenSegment, ...],
+        rows: NDArray[np.float16],
+        lengths: NDArray[np.uint32],
+    ) -> Iterator[Rows]:
         """Walk over the rows of every window of the new generation, in its order."""
         for segment in kept:
             yield from _stored_rows(segment)
-        rows, lengths = self._spool.rows(), self._spool.lengths()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         first = 0
         while first < len(lengths):
@@ -387,6 +474,12 @@ class Build:
             begin, end = int(offsets[first]), int(offsets[last])
             yield Rows(rows[begin:end], offsets[first : last + 1] - np.uint64(begin))
             first = last
+
+
+def _at(found: Iterable[tuple[int, bytes]], windows: Sequence[int]) -> list[bytes | None]:
+    """Give the values of some windows, None where there is none."""
+    values = dict(found)
+    return [values.get(window) for window in windows]
 
 
 def _live_lengths(segment: OpenSegment) -> NDArray[np.int64]:

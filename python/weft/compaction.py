@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft.bitmaps import as_mask
-from weft.manifest import SegmentEntry
+from weft.entries import SegmentEntry
 from weft.planning import segment_bytes, segment_cuts, segment_limits
 from weft.types import defaults
 from weft.windows import starts_document
@@ -36,6 +36,17 @@ class Merge:
 
     entry: SegmentEntry
     parts: tuple[tuple[OpenSegment, NDArray[np.uint32]], ...]
+
+    def windows(self) -> list[tuple[OpenSegment, NDArray[np.uint32]]]:
+        """Give the segments again, with one by one what is taken of them."""
+        return [
+            (segment, np.concatenate([np.arange(*run, dtype=np.uint32) for run in runs.tolist()]))
+            for segment, runs in self.parts
+        ]
+
+    def stored_ids(self) -> list[str]:
+        """Give the ids of the windows."""
+        return [one for segment, windows in self.windows() for one in segment.native.ids(windows)]
 
 
 def worth_merging(entries: Sequence[SegmentEntry], max_ram: int) -> list[SegmentEntry]:
@@ -123,6 +134,7 @@ def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
             lengths[first:last],
             starts[(starts >= first) & (starts < last)] - first,
             documents=any(segment.entry.documents for segment, _ in parts),
+            fields=parts[0][0].entry.fields,
         )
         merges.append(Merge(entry, tuple(parts)))
     return merges

@@ -125,7 +125,7 @@ def stored_rows(searcher: Searcher, ids: Sequence[str]) -> list[NDArray[np.float
     """
     segments = searcher._snapshot.segments
     found = []
-    for place in searcher._places(ids):
+    for place in searcher.places(ids):
         native = segments[place.segment].native
         windows = range(place.first, place.first + place.n_windows)
         found.append(np.concatenate([native.rows(w).astype(np.float32) for w in windows]))

@@ -278,15 +278,16 @@ class _NoDocuments:
 class Windows:
     """The windows of a segment, as a filter sees them."""
 
-    def __init__(self, segment: OpenSegment) -> None:
+    def __init__(self, segment: OpenSegment, field: str = "multi") -> None:
         self._segment = segment
+        self._field = field
         self.n = segment.entry.n_windows
         self.table: Selectable = segment.documents or _NoDocuments()
 
     @cached_property
     def findable(self) -> Mask:
-        """Those that a search may return: neither empty nor deleted."""
-        return (self._segment.native.lengths() > 0) & ~as_mask(self._segment.deleted, self.n)
+        """Those that a search of the field may return: neither empty nor deleted."""
+        return (self._segment.lengths(self._field) > 0) & ~as_mask(self._segment.deleted, self.n)
 
     @cached_property
     def _first(self) -> NDArray[np.int64] | None:
@@ -334,11 +335,16 @@ class Allowed:
 class Filters:
     """Turns filters and lists of ids into bitmaps of a snapshot, and remembers the last ones."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._segments = [Windows(segment) for segment in snapshot.segments]
+    def __init__(self, snapshot: Snapshot, field: str = "multi") -> None:
+        self._segments = [Windows(segment, field) for segment in snapshot.segments]
         # Of functions, not methods: a cycle would keep the files of a dropped snapshot open.
         self._matching = lru_cache(CACHED_FILTERS)(partial(_matching, self._segments))
         self._listed = lru_cache(CACHED_ALLOWS)(partial(_listed, self._segments, snapshot))
+
+    @cached_property
+    def n_findable(self) -> int:
+        """Documents that a search of the field may return."""
+        return sum(len(windows.documents(windows.findable)[0]) for windows in self._segments)
 
     def allowed(self, where: object, allow: Iterable[str] | None) -> Allowed | None:
         """Give what both allow; None where neither is given."""

@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft import _native
 from weft.arrays import Embeddings
 from weft.checks import check_device
 from weft.compaction import n_segments_compacted
+from weft.dense_vectors import DenseVectors
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
@@ -25,6 +25,7 @@ from weft.planning import parse_ram, plan
 from weft.repair import repair
 from weft.searcher import Searcher
 from weft.snapshot import Snapshot
+from weft.sparse_vectors import SparseVectors
 from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, defaults
 from weft.verification import verify
@@ -105,7 +106,7 @@ class Index:
         IncompatibleIndexError
             With `exist_ok`: the index there was made with another configuration or encoder.
         """
-        info = _encoder_info(encoder)
+        info = EncoderInfo.of(encoder)
         if config is None:
             config = IndexConfig() if info is None else IndexConfig(dim=info.dim)
         if not isinstance(config, IndexConfig):
@@ -307,13 +308,15 @@ class Index:
     def add(
         self,
         ids: Sequence[str],
-        embeddings: Embeddings,
+        embeddings: Embeddings | None = None,
         *,
         texts: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
         spans: Sequence[Any] | None = None,
         lengths: object = None,
         parents: Sequence[int] | None = None,
+        dense: DenseVectors | None = None,
+        sparse: SparseVectors | None = None,
     ) -> int:
         """Add documents in one commit and give the generation; see `Writer.add`."""
         with self.writer() as writer:
@@ -325,19 +328,23 @@ class Index:
                 spans=spans,
                 lengths=lengths,
                 parents=parents,
+                dense=dense,
+                sparse=sparse,
             )
             return writer.commit()
 
     def upsert(
         self,
         ids: Sequence[str],
-        embeddings: Embeddings,
+        embeddings: Embeddings | None = None,
         *,
         texts: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
         spans: Sequence[Any] | None = None,
         lengths: object = None,
         parents: Sequence[int] | None = None,
+        dense: DenseVectors | None = None,
+        sparse: SparseVectors | None = None,
     ) -> int:
         """Add or replace documents in one commit and give the generation; see `Writer.upsert`."""
         with self.writer() as writer:
@@ -349,6 +356,8 @@ class Index:
                 spans=spans,
                 lengths=lengths,
                 parents=parents,
+                dense=dense,
+                sparse=sparse,
             )
             return writer.commit()
 
@@ -464,15 +473,6 @@ class Index:
         return repair(Directory(Path(path)), progress or (lambda _stage, _done, _total: None))
 
 
-def _encoder_info(encoder: object) -> EncoderInfo | None:
-    info = getattr(encoder, "info", encoder)
-    if info is not None and not isinstance(info, EncoderInfo):
-        raise InvalidArgumentError(
-            f"encoder={encoder!r}: expected an EncoderInfo, or an object with one as .info"
-        )
-    return info
-
-
 def _require_same(
     folder: Path, index: Index, config: IndexConfig, info: EncoderInfo | None
 ) -> None:
@@ -486,15 +486,3 @@ def _require_same(
                 found,
                 given,
             )
-
-
-def info() -> dict[str, object]:
-    """Tell what this installation of weft is and what it runs on.
-
-    Examples
-    --------
-    >>> import weft
-    >>> weft.info()["devices"]
-    ['cpu']
-    """
-    return _native.info()

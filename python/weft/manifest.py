@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from weft.arrays import crc32c
 from weft.checks import FrozenDict
+from weft.entries import CodecEntry, DenseEntry, FileEntry, SegmentEntry, TombstonesEntry, Tuning
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
@@ -28,12 +27,11 @@ from weft.errors import (
     NotFoundError,
     StorageError,
 )
+from weft.fields import FIELDS
 from weft.types import EncoderInfo, IndexConfig, OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from numpy.typing import NDArray
 
     from weft.storage import Directory
 
@@ -41,118 +39,11 @@ FORMAT = 1
 MAX_GENERATION = 999_999_999
 _MANIFEST = re.compile(r"manifest-([0-9]{6,9})\.json")
 _FILE = re.compile(
-    r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.(multi|del-[0-9a-f]{32}))\.weft"
+    r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.(multi|dense|sparse|del-[0-9a-f]{32}))\.weft"
     r"|seg-[0-9a-f]{32}\.docs\.sqlite"
 )
 _OURS = re.compile(r"(manifest|codec|seg|tmp)-.*\.(json|weft|sqlite)|build-[0-9a-f]{32}")
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and checksum of a file.
-
-    The checksum of a segment is that of its header and table, which hold those of its arrays; of a
-    codec, that of all it says; of any other file, that of all its bytes.
-    """
-
-    size: int
-    checksum: str
-
-
-@dataclass(frozen=True)
-class CodecEntry:
-    """The codec file, the size of its tree, and the number of tokens it was trained for."""
-
-    file: str
-    n_coarse: int
-    n_fine: int
-    n_tokens: int
-
-
-@dataclass(frozen=True)
-class TombstonesEntry:
-    """The deleted documents of a segment: the file that says which, and how much of it they are."""
-
-    file: str
-    n_docs: int
-    n_windows: int
-    n_empty: int
-    n_tokens: int
-
-
-@dataclass(frozen=True)
-class SegmentEntry:
-    """One segment: its name, what it holds, and whether it has a file of documents.
-
-    `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without
-    tokens; deleted ones are counted too, since they are still stored.
-    """
-
-    name: str
-    n_docs: int
-    n_windows: int
-    n_empty: int
-    n_tokens: int
-    documents: bool
-    tombstones: TombstonesEntry | None = None
-
-    @classmethod
-    def new(
-        cls, lengths: NDArray[np.uint32], starts: NDArray[np.int64], *, documents: bool
-    ) -> SegmentEntry:
-        """Name a segment to come: the tokens of its windows, the first windows of its documents."""
-        per_document = np.add.reduceat(lengths.astype(np.int64), starts)
-        return cls(
-            name=f"seg-{uuid.uuid4().hex}",
-            n_docs=len(starts),
-            n_windows=len(lengths),
-            n_empty=int(np.count_nonzero(per_document == 0)),
-            n_tokens=int(per_document.sum()),
-            documents=documents,
-        )
-
-    @property
-    def file(self) -> str:
-        """Codes, lists and ids."""
-        return f"{self.name}.multi.weft"
-
-    @property
-    def documents_file(self) -> str:
-        """Texts, metadata and places of tokens."""
-        return f"{self.name}.docs.sqlite"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Every file of the segment."""
-        documents = (self.documents_file,) if self.documents else ()
-        tombstones = () if self.tombstones is None else (self.tombstones.file,)
-        return (self.file, *documents, *tombstones)
-
-    def live(self, count: str) -> int:
-        """Give one of the counts without what is deleted."""
-        deleted = 0 if self.tombstones is None else getattr(self.tombstones, count)
-        return int(getattr(self, count)) - int(deleted)
-
-    @property
-    def deleted_share(self) -> float:
-        """How much of it is deleted, by tokens and windows, which is what it stores."""
-        left = self.live("n_tokens") + self.live("n_windows")
-        return 1.0 - left / max(self.n_tokens + self.n_windows, 1)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How the operating points were found.
-
-    `queries` is "given queries" or "sampled documents", `truth` is "rows" where recall was measured
-    against the original rows and "stored" where against the best that segments keep of them.
-    """
-
-    queries: str
-    n_queries: int
-    n_tokens: int
-    truth: str
 
 
 @dataclass(frozen=True)
@@ -167,11 +58,17 @@ class Manifest:
     operating_points: tuple[OperatingPoint, ...] = ()
     tuning: Tuning | None = None
     files: Mapping[str, FileEntry] = field(default_factory=FrozenDict)
+    dense: DenseEntry = field(default_factory=DenseEntry)
 
     @property
     def name(self) -> str:
         """The manifest's own file name."""
         return manifest_name(self.generation)
+
+    @property
+    def codecs(self) -> tuple[CodecEntry, ...]:
+        """The codecs of all fields."""
+        return tuple(codec for codec in (self.codec, self.dense.codec) if codec is not None)
 
     @property
     def n_docs(self) -> int:
@@ -218,8 +115,7 @@ class Manifest:
         """Give the manifest of a later generation, naming only files that it uses."""
         made = replace(self, generation=generation, **changes)
         used = {file for segment in made.segments for file in segment.files}
-        if made.codec is not None:
-            used.add(made.codec.file)
+        used.update(codec.file for codec in made.codecs)
         return replace(made, files=FrozenDict({name: made.files[name] for name in sorted(used)}))
 
     def to_bytes(self) -> bytes:
@@ -234,13 +130,17 @@ class Manifest:
                     "multi": {
                         "codec": None if self.codec is None else vars(self.codec),
                         "segments": [asdict(segment) for segment in self.segments],
-                    }
+                    },
+                    **{field: self._field_to_json(field) for field in self.config.fields},
                 },
                 "operating_points": [point.to_json() for point in self.operating_points],
                 "tuning": None if self.tuning is None else vars(self.tuning),
                 "files": {name: vars(entry) for name, entry in self.files.items()},
             }
         )
+
+    def _field_to_json(self, field: str) -> dict[str, Any]:
+        return self.dense.to_json() if field == "dense" else {}
 
 
 def manifest_name(generation: int) -> str:
@@ -296,31 +196,48 @@ def _corrupt(name: str, what: str) -> CorruptIndexError:
 
 def _parse_body(body: dict[str, Any]) -> Manifest:
     multi = body["fields"]["multi"]
-    codec = None if multi["codec"] is None else CodecEntry(**multi["codec"])
+    dense = body["fields"].get("dense", {})
     encoder = None if body["encoder"] is None else EncoderInfo(**body["encoder"])
-    tuning = None if body["tuning"] is None else Tuning(**body["tuning"])
     segments = tuple(_parse_segment(segment) for segment in multi["segments"])
     files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
-    points = tuple(
-        OperatingPoint(**{**point, "params": SearchParams(**point["params"])})
-        for point in body["operating_points"]
-    )
     manifest = Manifest(
         generation=body["generation"],
         config=IndexConfig(**body["config"]),
         encoder=encoder,
-        codec=codec,
+        codec=_parse_codec(multi["codec"]),
         segments=segments,
-        operating_points=points,
-        tuning=tuning,
+        operating_points=_parse_points(body["operating_points"]),
+        tuning=_parse_tuning(body["tuning"]),
+        dense=DenseEntry(
+            _parse_codec(dense.get("codec")),
+            _parse_points(dense.get("operating_points", ())),
+            _parse_tuning(dense.get("tuning")),
+        ),
         files=FrozenDict(files),
     )
     _check(manifest)
     return manifest
 
 
+def _parse_codec(found: dict[str, Any] | None) -> CodecEntry | None:
+    return None if found is None else CodecEntry(**found)
+
+
+def _parse_tuning(found: dict[str, Any] | None) -> Tuning | None:
+    return None if found is None else Tuning(**found)
+
+
+def _parse_points(found: Iterable[dict[str, Any]]) -> tuple[OperatingPoint, ...]:
+    return tuple(
+        OperatingPoint(**{**point, "params": SearchParams(**point["params"])}) for point in found
+    )
+
+
 def _parse_segment(found: dict[str, Any]) -> SegmentEntry:
-    segment = SegmentEntry(**found)  # indexes from before there were tombstones say nothing of them
+    # Older indexes say nothing of tombstones or fields.
+    segment = SegmentEntry(**{**found, "fields": tuple(found.get("fields", ()))})
+    if any(field not in FIELDS for field in segment.fields):
+        raise ValueError(f"{segment.name}: unknown fields {segment.fields}")
     if segment.tombstones is None:
         return segment
     return replace(segment, tombstones=TombstonesEntry(**found["tombstones"]))
@@ -339,10 +256,11 @@ def _check(manifest: Manifest) -> None:
                 raise ValueError(f"{deleted.file}: deletes more than there is in the segment")
             if not deleted.file.startswith(f"{segment.name}.del-"):
                 raise ValueError(f"{deleted.file}: not of {segment.name}")
-    if manifest.codec is not None:
-        counts += [(f"codec.{n}", getattr(manifest.codec, n)) for n in _CODEC_COUNTS]
-    if manifest.tuning is not None:
-        counts.append(("tuning.n_tokens", manifest.tuning.n_tokens))
+    for codec in manifest.codecs:
+        counts += [(f"codec.{n}", getattr(codec, n)) for n in _CODEC_COUNTS]
+    for tuning in (manifest.tuning, manifest.dense.tuning):
+        if tuning is not None:
+            counts.append(("tuning.n_tokens", tuning.n_tokens))
     for name, entry in manifest.files.items():
         counts.append((f"{name}.size", entry.size))
         if not _FILE.fullmatch(name) or not _CHECKSUM.fullmatch(entry.checksum):
@@ -351,11 +269,10 @@ def _check(manifest: Manifest) -> None:
         if type(value) is not int or value < 0:
             raise ValueError(f"{what}={value!r}: expected an integer >= 0")
     named = {file for segment in manifest.segments for file in segment.files}
-    if manifest.codec is not None:
-        named.add(manifest.codec.file)
+    named.update(codec.file for codec in manifest.codecs)
     if named != set(manifest.files):
         raise ValueError("the files it lists are not those of its segments and codec")
-    for point in manifest.operating_points:
+    for point in (*manifest.operating_points, *manifest.dense.operating_points):
         if type(point.k) is not int or not isinstance(point.target, float):
             raise ValueError(f"operating point for k={point.k!r}, recall {point.target!r}")
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from weft import _native
 from weft.documents import merge_documents
+from weft.entries import FileEntry
 from weft.errors import WeftError
-from weft.manifest import FileEntry
+from weft.sparse import merge_sparse
 from weft.verification import checksum_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class NewFiles:
         finally:
             os.close(fd)
 
+    def open_codec(self, name: str) -> _native.Codec:
+        """Open a codec that was made."""
+        return _native.Codec.open(str(self._directory.path / name))
+
     def write_documents(self, name: str, fill: Callable[[Path], None]) -> None:
         """Make and sync a file of documents; `fill` is given its path."""
 
@@ -57,13 +62,30 @@ class NewFiles:
         """Write which windows of a segment are deleted."""
         self.write(name, lambda fd, path: _native.write_tombstones(fd, path, words, n_windows))
 
-    def write_merged(self, merge: Merge, progress: Progress) -> None:
-        """Write a segment that is made of old ones."""
+    def write_merged(
+        self, merge: Merge, progress: Progress, dense: Callable[[int, str], int] | None = None
+    ) -> None:
+        """Write a segment that is made of old ones; `dense` fills the file of dense vectors anew.
+
+        The old ones have all fields of the new, but for sparse vectors that are lost.
+        """
         parts = [(segment.native, runs) for segment, runs in merge.parts]
         self.write(
             merge.entry.file,
             lambda fd, path: _native.merge_segments(fd, path, parts, progress)["checksum"],
         )
+        if "dense" in merge.entry.fields:
+            vectors = [(segment.dense, runs) for segment, runs in merge.parts if segment.dense]
+
+            def copied(fd: int, path: str) -> int:
+                return _native.merge_segments(fd, path, vectors, progress)["checksum"]
+
+            self.write(merge.entry.field_file("dense"), dense or copied)
+        if "sparse" in merge.entry.fields:
+            lists = [(segment.sparse, runs) for segment, runs in merge.parts]
+            self.write(
+                merge.entry.field_file("sparse"), lambda fd, path: merge_sparse(fd, path, lists)
+            )
         if merge.entry.documents:
             stores = [(segment.documents, runs.tolist()) for segment, runs in merge.parts]
             self.write_documents(

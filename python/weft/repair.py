@@ -19,27 +19,23 @@ import numpy as np
 from weft import _native
 from weft.bitmaps import as_mask, is_set, n_words
 from weft.compaction import plan_merges
+from weft.entries import DenseEntry, SegmentEntry
 from weft.errors import CorruptIndexError, NotFoundError, WeftError
 from weft.health import Repair
-from weft.manifest import (
-    SegmentEntry,
-    generations,
-    is_published,
-    newest_readable,
-    publish,
-    read,
-)
+from weft.manifest import generations, is_published, newest_readable, publish, read
 from weft.new_files import NewFiles
 from weft.planning import parse_ram
+from weft.row_files import IdTable, rows_file
 from weft.snapshot import OpenSegment, read_tombstones
-from weft.verification import damaged_manifests, examine, open_codec
+from weft.verification import Codecs, damaged_manifests, examine
 from weft.windows import document_id, starts_document, window_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from weft.compaction import Merge
     from weft.health import Problem
     from weft.manifest import Manifest
     from weft.storage import Directory
@@ -85,19 +81,19 @@ class _Repairing:
 
     def run(self, generation: int, problems: list[Problem]) -> Repair:
         base = self._base
-        codec, error = open_codec(self._directory, base)
-        problems += [] if error is None else [error]
+        codecs = Codecs(self._directory, base)
+        problems += codecs.problems
         manifests = [problem.file for problem in problems if problem.file.startswith("manifest-")]
         segments: list[Examined] = []
         made = None
         try:
             for number, entry in enumerate(base.segments, start=1):
-                segments.append(examine(self._directory, base, entry, codec, deep=True))
+                segments.append(examine(self._directory, base, entry, codecs, deep=True))
                 problems += segments[-1].problems()
                 self._progress("verify", number, len(base.segments))
             if not problems:
                 return Repair(base.generation, (), base.n_docs, 0, None)
-            kept = self._kept(segments)
+            kept = self._kept(segments, codecs)
             lost = [found for found in segments if found.native is None]
             folder = f"damaged-{generation:06d}"
             names = {problem.file for problem in problems}
@@ -107,11 +103,12 @@ class _Repairing:
             self._keep_evidence(folder, sorted(names), lost)
             made = base.next(
                 generation,
-                codec=base.codec if error is None else None,
+                codec=None if codecs.multi_lost else base.codec,
+                dense=DenseEntry() if codecs.dense_lost else base.dense,
                 segments=tuple(kept),
                 files={**base.files, **self._files.entries},
             )
-            if error is not None:
+            if codecs.multi_lost:
                 made = replace(made, operating_points=(), tuning=None)
             self._directory.sync_directory()
             publish(self._directory, made)
@@ -129,7 +126,7 @@ class _Repairing:
         path = str(self._directory.path / folder)
         return Repair(generation, tuple(problems), made.n_docs, n_lost, path)
 
-    def _kept(self, segments: Sequence[Examined]) -> list[SegmentEntry]:
+    def _kept(self, segments: Sequence[Examined], codecs: Codecs) -> list[SegmentEntry]:
         """Give the segments that stay, with those written anew of which something is damaged."""
         kept = []
         for number, found in enumerate(segments):
@@ -142,11 +139,22 @@ class _Repairing:
             if found.entry.tombstones is not None and words is None:
                 words = self._deleted_as_far_as_known(number, segments)
             entry = replace(found.entry, documents=found.documents is not None)
-            segment = OpenSegment(entry, found.native, found.documents, words)
+            segment = OpenSegment(
+                entry, found.native, found.documents, words, found.dense, found.sparse
+            )
             for merge in plan_merges([segment], parse_ram(None)):
-                self._files.write_merged(merge, self._progress)
+                lost = "dense" in entry.fields and found.dense is None
+                empty = self._no_vectors(merge, codecs) if lost else None
+                self._files.write_merged(merge, self._progress, empty)
                 kept.append(merge.entry)
         return kept
+
+    def _no_vectors(self, merge: Merge, codecs: Codecs) -> Callable[[int, str], int]:
+        """Give what fills the file of dense vectors where they are lost."""
+        config = self._base.config.of_dense()
+        ids = merge.stored_ids()
+        rows, offsets = np.empty((0, config.dim), np.float16), np.zeros(len(ids) + 1, np.uint64)
+        return rows_file(config, codecs.dense, rows, offsets, IdTable.of(ids, len(ids)))
 
     def _deleted_as_far_as_known(
         self, number: int, segments: Sequence[Examined]

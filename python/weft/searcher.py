@@ -14,7 +14,8 @@ import numpy as np
 from weft import _native
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.checks import check_fraction, check_int
-from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
+from weft.errors import CorruptIndexError, InvalidArgumentError
+from weft.field_searchers import DenseSearcher, SparseSearcher
 from weft.filters import Filters
 from weft.types import (
     Alignment,
@@ -67,6 +68,9 @@ class Searcher:
             snapshot.deleted,
         )
         self._filters = Filters(snapshot)
+        self._threads = threads
+        self._dense: DenseSearcher | None = None
+        self._sparse: SparseSearcher | None = None
 
     @property
     def generation(self) -> int:
@@ -83,6 +87,11 @@ class Searcher:
         """What `exact_search` scores: the rows, or the best codes that are stored of them."""
         has_rows = self._snapshot.codec is None or self._manifest.config.rerank == "f16"
         return "rows" if has_rows else "stored"
+
+    @property
+    def dim(self) -> int:
+        """Values in a row of a query."""
+        return self._manifest.config.dim
 
     def __len__(self) -> int:
         """Count the documents."""
@@ -208,7 +217,16 @@ class Searcher:
             An id is unknown.
         """
         rows = query_rows(query, self._manifest.config.dim)
-        places = self._places(ids)
+        return self.score_places(rows, self._snapshot.places(ids))
+
+    def places(self, ids: Sequence[str]) -> list[Place]:
+        """Give where documents are, for `score_places`."""
+        return self._snapshot.places(ids)
+
+    def score_places(
+        self, rows: NDArray[np.float32], places: Sequence[Place]
+    ) -> NDArray[np.float32]:
+        """Score documents whose places are known, as `score` does."""
         scores = np.full(len(places), -np.inf, np.float32)
         for number in range(len(self._snapshot.segments)):
             chosen = [i for i, place in enumerate(places) if place.segment == number]
@@ -237,7 +255,7 @@ class Searcher:
             The document is empty.
         """
         rows = query_rows(query, self._manifest.config.dim)
-        (place,) = self._places([id])
+        (place,) = self._snapshot.places([id])
         docs = np.arange(place.first, place.first + place.n_windows, dtype=np.uint32)
         scores = self._native.score(rows, place.segment, docs)
         passage = int(scores.argmax())
@@ -265,30 +283,50 @@ class Searcher:
             An id is unknown.
         """
         found = []
-        for doc_id, place in zip(ids, self._places(ids), strict=True):
+        for doc_id, place in zip(ids, self._snapshot.places(ids), strict=True):
             store = self._snapshot.segments[place.segment].documents
             text, metadata = (None, {}) if store is None else store.get(place.first)
             found.append(Document(doc_id, text, metadata))
         return tuple(found)
+
+    @property
+    def dense(self) -> DenseSearcher:
+        """The same generation, searched by dense vectors.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The index has no such field.
+        """
+        config = self._manifest.config.dense
+        if config is None:
+            raise InvalidArgumentError('the index has no field "dense"; see IndexConfig')
+        if self._dense is None:
+            rows = Searcher(self._snapshot.of_dense(), threads=self._threads)
+            self._dense = DenseSearcher(rows, config)
+        return self._dense
+
+    @property
+    def sparse(self) -> SparseSearcher:
+        """The same generation, searched by sparse vectors.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The index has no such field.
+        """
+        config = self._manifest.config.sparse
+        if config is None:
+            raise InvalidArgumentError('the index has no field "sparse"; see IndexConfig')
+        if self._sparse is None:
+            self._sparse = SparseSearcher(self._snapshot, config)
+        return self._sparse
 
     def _spans(self, number: int, window: int) -> NDArray[np.uint32] | None:
         segment = self._snapshot.segments[number]
         if segment.documents is None:
             return None
         return segment.documents.spans(window, segment.native.rows(window).shape[0])
-
-    def _places(self, ids: Sequence[str]) -> list[Place]:
-        if isinstance(ids, str):
-            raise InvalidArgumentError(f"ids={ids!r}: expected a sequence of ids; use [id]")
-        places = []
-        for doc_id in ids:
-            if not isinstance(doc_id, str):
-                raise InvalidArgumentError(f"id {doc_id!r}: expected a string")
-            place = None if WINDOW_MARK in doc_id else self._snapshot.find(doc_id)
-            if place is None:
-                raise NotFoundError(f"id {doc_id!r}: no such document in the index")
-            places.append(place)
-        return places
 
     def _operating_point(
         self, k: int, recall: float | None, params: SearchParams | None

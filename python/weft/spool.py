@@ -36,8 +36,10 @@ from weft.documents import (
     copy_documents,
     sqlite_errors,
 )
-from weft.errors import CorruptIndexError, InvalidArgumentError, WeftError
-from weft.manifest import FileEntry
+from weft.entries import FileEntry
+from weft.errors import CorruptIndexError, WeftError
+from weft.fields import FIELDS
+from weft.spool_tables import TABLES_OF_SPOOL, holds_documents, insert
 from weft.windows import Batch, window_ids
 
 if TYPE_CHECKING:
@@ -53,14 +55,6 @@ logger = logging.getLogger("weft")
 
 REFILL_DOCUMENTS = 1_024
 READ_BYTES = 1 << 20
-
-TABLES_OF_SPOOL = """
-CREATE TABLE ids(doc INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
-CREATE TABLE batch(window INTEGER PRIMARY KEY, n_docs INTEGER NOT NULL, lengths BLOB NOT NULL,
-                   checksum INTEGER NOT NULL, has_documents INTEGER NOT NULL);
-CREATE TABLE made(stage TEXT PRIMARY KEY, files TEXT NOT NULL);
-"""
-"""`batch`: what each call of `append` brought; `made`: files of the index made of all of it."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +202,9 @@ class Spool:
         with sqlite_errors(self._path, reading=False):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            for table, (key, *_) in {**TABLES, "ids": ("doc",), "batch": ("window",)}.items():
+            keys = {table: key for table, (key, *_) in TABLES.items()}
+            keys |= {"ids": "doc", "batch": "window", **dict.fromkeys(FIELDS, "doc")}
+            for table, key in keys.items():
                 self._connection.execute(f"DELETE FROM {table} WHERE {key} >= ?", (mark.n_windows,))
             if mark.n_windows < self.n_windows:
                 self._connection.execute("DELETE FROM made")
@@ -262,7 +258,11 @@ class Spool:
             with sqlite_errors(self._path, reading=False):
                 self._connection.execute("BEGIN")
                 n_replaced = self._forget(batch.ids) if replace else 0
-                self._insert(batch, checksum)
+                self.has_documents |= holds_documents(batch)
+                insert(
+                    *(self._connection, self.n_windows, batch, checksum),
+                    documents=self.has_documents,
+                )
                 self._connection.execute("COMMIT")
             self.n_dropped += n_replaced
             self._lengths.extend(batch.lengths.tolist())
@@ -315,7 +315,9 @@ class Spool:
             lengths=np.array([self._lengths[window] for window in windows], np.int64),
             texts=[text for _, _, _, text in found],
             metadata=[self._metadata(doc) for doc, _, _, _ in found],
-            spans=[self._places(window) for window in windows],
+            spans=[self._blob("SELECT places FROM spans WHERE window = ?", w) for w in windows],
+            dense=[self._blob("SELECT value FROM dense WHERE doc = ?", doc) for doc, *_ in found],
+            sparse=[self._blob("SELECT value FROM sparse WHERE doc = ?", doc) for doc, *_ in found],
         )
 
     def _is_next(self, batch: Batch, blocks: Sequence[NDArray[np.float16]]) -> bool:
@@ -375,40 +377,8 @@ class Spool:
         found = self.select("SELECT field, type, value FROM metadata WHERE doc = ?", doc)
         return {field: (kind, value) for field, kind, value in found}
 
-    def _places(self, window: int) -> bytes | None:
-        found = list(self.select("SELECT places FROM spans WHERE window = ?", window))
-        return found[0][0] if found else None
-
-    def _insert(self, batch: Batch, checksum: int) -> None:
-        connection = self._connection
-        doc = self.n_windows
-        rows = zip(batch.ids, batch.n_windows, batch.texts, batch.metadata, strict=True)
-        for doc_id, n_windows, text, metadata in rows:
-            try:
-                connection.execute("INSERT INTO ids VALUES (?, ?)", (doc, doc_id))
-            except sqlite3.IntegrityError:
-                raise InvalidArgumentError(
-                    f"id {doc_id!r}: added before, expected each document once"
-                ) from None
-            connection.execute("INSERT INTO document VALUES (?, ?, ?)", (doc, n_windows, text))
-            for field, (kind, value) in metadata.items():
-                connection.execute(
-                    "INSERT INTO metadata VALUES (?, ?, ?, ?)", (doc, field, kind, value)
-                )
-            if text is not None or metadata or n_windows > 1:
-                self.has_documents = True
-            doc += n_windows
-        for window, places in enumerate(batch.spans, start=self.n_windows):
-            if places is not None:
-                connection.execute("INSERT INTO spans VALUES (?, ?)", (window, places))
-                self.has_documents = True
-        if len(batch.lengths) > 0:
-            lengths = batch.lengths.astype(np.uint32).tobytes()
-            connection.execute(
-                "INSERT INTO batch VALUES (?, ?, ?, ?, ?)",
-                (self.n_windows, len(batch.ids), lengths, checksum, self.has_documents),
-            )
-        connection.execute("DELETE FROM made")
+    def _blob(self, sql: str, place: int) -> bytes | None:
+        return next((blob for (blob,) in self.select(sql, place)), None)
 
     def rows(self) -> NDArray[np.float16]:
         """Map all rows, `[n_tokens, dim]`."""
@@ -417,6 +387,20 @@ class Spool:
         return np.memmap(
             self._directory.path / self._rows, np.float16, "r", shape=(self.n_tokens, self._dim)
         )
+
+    def lay_out(self, name: str, blocks: Iterable[bytes]) -> NDArray[np.uint8]:
+        """Give some bytes as a mapped file of the spool."""
+        name = f"{self.name}/{name}"
+        self._directory.remove(name)
+        fd = self._directory.create(name)
+        try:
+            for block in blocks:
+                self._directory.write(fd, block, name)
+            if os.fstat(fd).st_size == 0:
+                return np.empty(0, np.uint8)
+            return np.memmap(self._directory.path / name, np.uint8, "r")
+        finally:
+            os.close(fd)
 
     def lengths(self) -> NDArray[np.uint32]:
         """Give the tokens of each window."""
@@ -440,6 +424,11 @@ class Spool:
         )
         for doc_id, n_windows in found:
             yield from window_ids(doc_id, n_windows)
+
+    def vectors(self, field: str, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """Give ordinal, counted from `first`, and vector of each document that has one there."""
+        sql = f"SELECT doc - ?1, value FROM {field} WHERE doc >= ?1 AND doc < ?2 ORDER BY doc"
+        yield from self.select(sql, first, last)
 
     def write_documents(self, path: Path, first: int, last: int) -> None:
         """Fill an empty file with the documents of the windows [first, last), counted from 0."""

@@ -76,8 +76,17 @@ class TuningQueries:
         """Count the queries."""
         return len(self.offsets) - 1
 
+    def as_means(self) -> TuningQueries:
+        """Give queries of one row each: the mean of the rows, scaled to unit length."""
+        sums = np.add.reduceat(self.values, self.offsets[:-1].astype(np.int64))
+        rows = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        offsets = np.arange(len(rows) + 1, dtype=np.uint64)
+        return TuningQueries(rows.astype(np.float32), offsets, self.sources)
 
-def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[list[tuple[int, int, int]]]:
+
+def choose_tokens(
+    lengths: NDArray[np.int64], seed: int, n_pieces: int = PIECES
+) -> list[list[tuple[int, int, int]]]:
     """Choose the pieces of every sampled query: (window, first token, last + 1)."""
     random = np.random.default_rng(seed)
     usable = np.flatnonzero(lengths >= max(1, min(MIN_TOKENS, lengths.max(initial=0))))
@@ -86,7 +95,7 @@ def choose_tokens(lengths: NDArray[np.int64], seed: int) -> list[list[tuple[int,
     queries = []
     for _ in range(min(defaults.tuning_queries, len(usable))):
         pieces = []
-        for window in random.choice(usable, min(PIECES, len(usable)), replace=False).tolist():
+        for window in random.choice(usable, min(n_pieces, len(usable)), replace=False).tolist():
             length = int(lengths[window])
             take = min(int(random.integers(MIN_TOKENS, MAX_TOKENS + 1)), length)
             first = int(random.integers(0, length - take + 1))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from weft.checks import FrozenDict, check_fraction, check_int
 from weft.errors import InvalidArgumentError
+from weft.fields import FIELDS, DenseConfig, SparseConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -88,6 +89,8 @@ class IndexConfig:
         Rounds of clustering.
     seed
         Of everything random. The same data, configuration and seed give the same index.
+    dense, sparse
+        Fields beside the token embeddings; None: without.
 
     Examples
     --------
@@ -106,6 +109,8 @@ class IndexConfig:
     n_fine: int | None = None
     kmeans_iterations: int = 8
     seed: int = 42
+    dense: DenseConfig | None = None
+    sparse: SparseConfig | None = None
 
     def __post_init__(self) -> None:
         """Check every field and settle "auto"."""
@@ -131,8 +136,30 @@ class IndexConfig:
             checked["n_coarse"] = check_int("n_coarse", self.n_coarse, 1, 65_536)
         if self.n_fine is not None:
             checked["n_fine"] = check_int("n_fine", self.n_fine, 1, 2**24)
+        for name, kind in (("dense", DenseConfig), ("sparse", SparseConfig)):
+            given = getattr(self, name)
+            if isinstance(given, Mapping):  # as it is written in a manifest
+                given = checked[name] = kind(**given)
+            if given is not None and not isinstance(given, kind):
+                raise InvalidArgumentError(
+                    f"{name}={given!r}: expected weft.{kind.__name__} or None"
+                )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.dense is not None:
+            self.of_dense()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields beside `multi`."""
+        return tuple(name for name in FIELDS if getattr(self, name) is not None)
+
+    def of_dense(self) -> IndexConfig:
+        """Give the configuration of the index that the field `dense` is."""
+        assert self.dense is not None
+        dense = self.dense
+        dim = dense.dim + (dense.max_norm is not None)
+        return IndexConfig(dim=dim, nbits=dense.nbits, rerank=dense.rerank, seed=self.seed)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields as JSON values."""
@@ -324,7 +351,8 @@ class Document:
 class Hit:
     """One result; what was not asked for is None.
 
-    `passage` is the number of the window of a long document that gave the score.
+    `passage` is the number of the window of a long document that gave the score. `scores` are those
+    of the fields that a hybrid search has joined.
     """
 
     id: str
@@ -333,6 +361,7 @@ class Hit:
     metadata: Mapping[str, Scalar] | None = None
     passage: int | None = None
     matches: tuple[Match, ...] | None = None
+    scores: Mapping[str, float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -431,6 +460,16 @@ class EncoderInfo:
     query_length: int | None = None
     document_length: int | None = None
     settings: Mapping[str, Any] = field(default_factory=FrozenDict, repr=False)
+
+    @staticmethod
+    def of(encoder: object) -> EncoderInfo | None:
+        """Give what an encoder says of itself, or an `EncoderInfo` as it is; None of None."""
+        info = getattr(encoder, "info", encoder)
+        if info is not None and not isinstance(info, EncoderInfo):
+            raise InvalidArgumentError(
+                f"encoder={encoder!r}: expected an EncoderInfo, or an object with one as .info"
+            )
+        return info
 
     def __post_init__(self) -> None:
         """Keep the settings from being changed."""

@@ -12,9 +12,18 @@ from weft import _native
 from weft.arrays import crc32c
 from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError, StorageError, WeftError
+from weft.fields import FIELDS
 from weft.health import Problem
 from weft.manifest import generations, manifest_name, read
-from weft.snapshot import OpenSegment, read_tombstones, require_checksum, require_size
+from weft.snapshot import (
+    OpenSegment,
+    open_codec,
+    open_segment,
+    open_sparse,
+    read_tombstones,
+    require_checksum,
+    require_size,
+)
 from weft.storage import os_errors
 
 if TYPE_CHECKING:
@@ -24,7 +33,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from weft.manifest import Manifest, SegmentEntry
+    from weft.entries import CodecEntry, SegmentEntry
+    from weft.manifest import Manifest
+    from weft.sparse import SparsePart
     from weft.storage import Directory
 
 READ_BYTES = 1 << 20
@@ -40,6 +51,8 @@ class Examined:
     native: _native.Segment | None = None
     documents: DocumentStore | None = None
     deleted: NDArray[np.uint64] | None = None
+    dense: _native.Segment | None = None
+    sparse: SparsePart | None = None
     errors: dict[str, WeftError] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -56,6 +69,8 @@ class Examined:
         for file, error in self.errors.items():
             if file == self.entry.documents_file:
                 loss = f"texts and metadata of {n_docs} documents"
+            elif field := next((f for f in FIELDS if file == self.entry.field_file(f)), None):
+                loss = f"{field} vectors of {n_docs} documents"
             elif file != self.entry.file:
                 loss = f"which documents are deleted, of {self.entry.n_docs}"
             elif self.native is None:
@@ -78,11 +93,10 @@ class Examined:
 def verify(directory: Directory, manifest: Manifest, *, deep: bool) -> tuple[Problem, ...]:
     """Check every file of a generation, and the other manifests; `deep` reads all of them."""
     problems = damaged_manifests(directory, manifest.generation)
-    codec, error = open_codec(directory, manifest)
-    if error is not None:
-        problems.append(error)
+    codecs = Codecs(directory, manifest)
+    problems += codecs.problems
     for entry in manifest.segments:
-        found = examine(directory, manifest, entry, codec, deep=deep)
+        found = examine(directory, manifest, entry, codecs, deep=deep)
         problems += found.problems()
         found.close()
     return tuple(sorted(problems, key=lambda problem: problem.file))
@@ -103,29 +117,39 @@ def damaged_manifests(directory: Directory, generation: int) -> list[Problem]:
     return problems
 
 
-def open_codec(
-    directory: Directory, manifest: Manifest
-) -> tuple[_native.Codec | None, Problem | None]:
-    """Open the codec of a generation, or say what is wrong with it."""
-    entry = manifest.codec
-    if entry is None:
-        return None, None
-    try:
-        path = require_size(directory, manifest, entry.file)
-        codec = _native.Codec.open(str(path))
-        require_checksum(manifest, path, codec.checksum)
-        _require_whole(path, _native.damaged_arrays(str(path)))
-    except WeftError as error:
-        loss = f"{manifest.n_docs} documents, all that are stored as codes"
-        return None, Problem(entry.file, str(error), loss)
-    return codec, None
+class Codecs:
+    """The codecs of a generation, as far as they are whole, and what is wrong with the others."""
+
+    def __init__(self, directory: Directory, manifest: Manifest) -> None:
+        self.problems: list[Problem] = []
+        n_docs = manifest.n_docs
+        loss = f"{n_docs} documents, all that are stored as codes"
+        self.multi = self._open(directory, manifest, manifest.codec, loss)
+        self.multi_lost = bool(self.problems)
+        loss = f"dense vectors of {n_docs} documents"
+        self.dense = self._open(directory, manifest, manifest.dense.codec, loss)
+        self.dense_lost = len(self.problems) > self.multi_lost
+
+    def _open(
+        self, directory: Directory, manifest: Manifest, entry: CodecEntry | None, loss: str
+    ) -> _native.Codec | None:
+        try:
+            codec = open_codec(directory, manifest, entry)
+            if entry is not None:
+                path = directory.path / entry.file
+                _require_whole(path, _native.damaged_arrays(str(path)))
+        except WeftError as error:
+            assert entry is not None
+            self.problems.append(Problem(entry.file, str(error), loss))
+            return None
+        return codec
 
 
 def examine(
     directory: Directory,
     manifest: Manifest,
     entry: SegmentEntry,
-    codec: _native.Codec | None,
+    codecs: Codecs,
     *,
     deep: bool,
 ) -> Examined:
@@ -136,16 +160,24 @@ def examine(
     found = Examined(entry)
     with found.noting(entry.file):
         path = require_size(directory, manifest, entry.file)
-        if codec is None and manifest.codec is not None:
+        if codecs.multi_lost:
             _require_whole(path, _native.damaged_arrays(str(path)) if deep else [])
         else:
-            native = _native.Segment.open(str(path), codec)
-            require_checksum(manifest, path, native.checksum)
+            native = open_segment(directory, manifest, entry, "multi", codecs.multi)
             damaged = set(_native.damaged_arrays(str(path))) if deep else set()
             if damaged <= LISTS:
                 found.native = native
             if deep:
                 native.verify()
+    if "dense" in entry.fields:
+        with found.noting(entry.field_file("dense")):
+            found.dense = _examine_dense(directory, manifest, entry, codecs, deep=deep)
+    if "sparse" in entry.fields:
+        with found.noting(entry.field_file("sparse")):
+            part = open_sparse(directory, manifest, entry)
+            if deep:
+                part.verify()
+            found.sparse = part
     if entry.documents:
         with found.noting(entry.documents_file):
             store = DocumentStore(require_size(directory, manifest, entry.documents_file))
@@ -160,6 +192,19 @@ def examine(
         with found.noting(entry.tombstones.file):
             found.deleted = read_tombstones(directory, manifest, entry)
     return found
+
+
+def _examine_dense(
+    directory: Directory, manifest: Manifest, entry: SegmentEntry, codecs: Codecs, *, deep: bool
+) -> _native.Segment:
+    path = directory.path / entry.field_file("dense")
+    if codecs.dense_lost:
+        raise CorruptIndexError(f"{path}: of no use without its codec, which is damaged", str(path))
+    native = open_segment(directory, manifest, entry, "dense", codecs.dense)
+    if deep:
+        _require_whole(path, _native.damaged_arrays(str(path)))
+        native.verify()
+    return native
 
 
 def _require_whole(path: Path, damaged: list[str]) -> None:
@@ -178,7 +223,9 @@ def verify_segment(manifest: Manifest, segment: OpenSegment) -> None:
     CorruptIndexError
         Something in there is not as it was written.
     """
-    segment.native.verify()
+    for part in (segment.native, segment.dense, segment.sparse):
+        if part is not None:
+            part.verify()
     if segment.documents is not None:
         _verify_documents(manifest, segment.entry, segment.documents)
 

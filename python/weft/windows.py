@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weft.fields import FIELDS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,7 +43,8 @@ def starts_document(stored_id: str) -> bool:
 class Batch:
     """Documents whose form has been checked.
 
-    `lengths` and `spans` have one entry per window, the rest one per document.
+    `lengths` and `spans` have one entry per window, the rest one per document. `dense` is rows of
+    float16 as bytes, `sparse` packed vectors.
     """
 
     ids: Sequence[str]
@@ -50,10 +53,12 @@ class Batch:
     texts: Sequence[str | None]
     metadata: Sequence[dict[str, tuple[str, Scalar]]]
     spans: Sequence[bytes | None]
+    dense: Sequence[bytes | None]
+    sparse: Sequence[bytes | None]
 
     def is_same(self, other: Batch) -> bool:
         """Tell whether the other holds the same documents."""
         return np.array_equal(self.lengths, other.lengths) and all(
             list(getattr(self, name)) == list(getattr(other, name))
-            for name in ("ids", "n_windows", "texts", "metadata", "spans")
+            for name in ("ids", "n_windows", "texts", "metadata", "spans", *FIELDS)
         )

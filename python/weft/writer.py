@@ -20,6 +20,7 @@ from weft.bitmaps import as_mask
 from weft.builder import Build
 from weft.checks import check_device
 from weft.compaction import worth_merging
+from weft.dense_vectors import DenseVectors
 from weft.errors import (
     IndexLockedError,
     InvalidArgumentError,
@@ -38,6 +39,7 @@ from weft.manifest import (
 )
 from weft.planning import parse_ram
 from weft.snapshot import Place, Snapshot
+from weft.sparse_vectors import SparseVectors
 from weft.spool import Mark, Spool
 from weft.tombstones import Deletions
 from weft.tuner import TuningQueries
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
     from weft.filters import Filter
     from weft.storage import Directory
-    from weft.types import Document, Progress
+    from weft.types import Document, IndexConfig, Progress
 
 logger = logging.getLogger("weft")
 
@@ -124,19 +126,21 @@ class Writer:
         return self._snapshot.manifest.generation
 
     @property
-    def _dim(self) -> int:
-        return self._snapshot.manifest.config.dim
+    def _config(self) -> IndexConfig:
+        return self._snapshot.manifest.config
 
     def add(
         self,
         ids: Sequence[str],
-        embeddings: Embeddings,
+        embeddings: Embeddings | None = None,
         *,
         texts: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
         spans: Sequence[Any] | None = None,
         lengths: object = None,
         parents: Sequence[int] | None = None,
+        dense: DenseVectors | None = None,
+        sparse: SparseVectors | None = None,
     ) -> None:
         """Add documents; they are searchable after `commit`. All of them are added, or none.
 
@@ -148,7 +152,7 @@ class Writer:
             One `(n_tokens, dim)` array per document; or packed `(values, offsets)`; or padded 3-D
             with `lengths`. numpy, torch or anything with DLPack, any float type, host memory. Rows
             are scaled to unit length and kept as float16. A document may have no rows: it is
-            counted and never found.
+            counted and never found. None: documents of the other fields alone.
         texts
             One per document, or None for those without.
         metadata
@@ -161,6 +165,12 @@ class Writer:
         parents
             For long documents in several windows: for each embedding array, the position in `ids`
             of its document, in ascending order. A document is found by its best window.
+        dense
+            One vector per document, an array `(n, dim)` of the field's dim; or a sequence with None
+            for documents without.
+        sparse
+            One vector per document: a scipy.sparse matrix, a row each; or mappings, term -> weight,
+            where a term is an integer or its digits. Weights of 0 are left out.
 
         Raises
         ------
@@ -177,19 +187,24 @@ class Writer:
                     f"id {doc_id!r}: in the index already, expected a new one; upsert replaces it"
                 )
         spool.append(
-            *check_batch(checked, embeddings, self._dim, texts, metadata, spans, lengths, parents)
+            *check_batch(
+                *(checked, embeddings, self._config, texts, metadata, spans, lengths, parents),
+                *(dense, sparse),
+            )
         )
 
     def upsert(
         self,
         ids: Sequence[str],
-        embeddings: Embeddings,
+        embeddings: Embeddings | None = None,
         *,
         texts: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Scalar] | None] | None = None,
         spans: Sequence[Any] | None = None,
         lengths: object = None,
         parents: Sequence[int] | None = None,
+        dense: DenseVectors | None = None,
+        sparse: SparseVectors | None = None,
     ) -> None:
         """Add documents, or replace those that have their ids; searchable after `commit`.
 
@@ -199,7 +214,8 @@ class Writer:
         spool = self._open_spool()
         checked = check_ids(ids)
         batch, blocks = check_batch(
-            checked, embeddings, self._dim, texts, metadata, spans, lengths, parents
+            *(checked, embeddings, self._config, texts, metadata, spans, lengths, parents),
+            *(dense, sparse),
         )
         spool.append(batch, blocks, replace=True)
         for doc_id in checked:
@@ -288,7 +304,7 @@ class Writer:
         """
         self._open_spool()
         if queries is not None:
-            dim = self._dim
+            dim = self._config.dim
             found = ragged(queries, dim, name=lambda i: f"query {i}")
             if len(found) == 0:
                 raise InvalidArgumentError("queries: found none, expected at least one, or None")
@@ -341,11 +357,13 @@ class Writer:
         may be called again.
         """
         spool = self._settled_spool()
-        tunes = self._tune_asked and self._snapshot.codec is not None
+        codecs = (self._snapshot.codec, self._snapshot.dense_codec)
+        has_codec = any(codec is not None for codec in codecs)
+        tunes = self._tune_asked and has_codec
         compacts = self._compact_asked and bool(
             worth_merging(self._snapshot.manifest.segments, self._max_ram)
         )
-        retrains = self._retrain_asked and self._snapshot.codec is not None
+        retrains = self._retrain_asked and has_codec
         if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts or retrains):
             self._compact_asked = self._retrain_asked = False
             return self.generation
@@ -430,7 +448,7 @@ class Writer:
         spool = self._open_spool()
         spool.forget_the_rest()
         if spool.n_dropped > 0:
-            fresh = Spool(self._directory, self._dim)
+            fresh = Spool(self._directory, self._config.dim)
             try:
                 fresh.refill(spool)
             except BaseException:

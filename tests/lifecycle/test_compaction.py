@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import weft
 from helpers import assert_ranking, exact, ragged_docs
 from weft.compaction import must_be_merged, n_segments_compacted
-from weft.manifest import SegmentEntry, TombstonesEntry
+from weft.entries import SegmentEntry, TombstonesEntry
 from weft.types import defaults
 
 MAX_RAM = 1 << 30

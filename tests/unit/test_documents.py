@@ -36,6 +36,8 @@ def write(directory, name="seg.docs.sqlite", first=0, last=4):
         texts=["text of a", "x" * 10 + "\0 ü 鍵 😀", None],
         metadata=[d.check_metadata({"n": 1, "s": "1", "f": 1.0, "b": True}, "a"), {}, {}],
         spans=[places, None, None, places],
+        dense=[None] * 3,
+        sparse=[None] * 3,
     )
     spool.append(batch, [ROWS])
     os.close(directory.create(name))

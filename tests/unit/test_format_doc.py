@@ -157,7 +157,30 @@ def test_tombstones(tmp_path):
     (segment,) = body["fields"]["multi"]["segments"]
     counts = {"n_docs": 4, "n_windows": 4, "n_empty": 0, "n_tokens": 16}
     assert segment["tombstones"] == {"file": path.name, **counts}
-    assert sorted(segment) == ["documents", *sorted(counts), "name", "tombstones"]
+    assert sorted(segment) == ["documents", "fields", *sorted(counts), "name", "tombstones"]
+
+
+@pytest.mark.parametrize("impacts", [False, True])
+def test_sparse(tmp_path, impacts):
+    field = weft.SparseConfig(impacts=impacts)
+    index = weft.Index.create(tmp_path / "a.index", weft.IndexConfig(sparse=field))
+    vectors = [{7: 0.5, 3: 1.25}, {}, {7: 2.0}]
+    index.add(["a", "b", "c"], sparse=vectors)
+    (path,) = index.path.glob("seg-*.sparse.weft")
+    arrays, _ = read(path)
+    numbers = meta(arrays, "Sparse meta")
+    assert numbers == {"version": 1, "n_docs": 3}
+    if impacts:
+        assert arrays["weights"].dtype == np.int32
+        arrays["weights"] = (arrays["weights"] / 100).astype(np.float32)
+    sizes = {"n_terms": 2, "n_postings": 3}
+    check_arrays(arrays, "Sparse vectors", set(), numbers | sizes)
+    lists = {
+        int(term): dict(zip(arrays["docs"][a:b].tolist(), arrays["weights"][a:b], strict=True))
+        for term, (a, b) in zip(arrays["terms"], pairwise(arrays["offsets"]), strict=True)
+    }
+    assert lists == {3: {0: 1.25}, 7: {0: 0.5, 2: 2.0}}
+    assert arrays["lengths"].tolist() == [2, 0, 1]
 
 
 @pytest.fixture

@@ -18,20 +18,25 @@ SEARCH_LAYERS += ["refine", "ranker", "truth", "searcher"]
 PYTHON_LAYERS = [
     {"errors"},
     {"checks"},
+    {"fields", "fusion"},
     {"types"},
-    {"arrays", "health", "bitmaps", "storage"},
+    {"arrays", "health", "bitmaps", "storage", "sparse_vectors", "installation"},
     {"plain_pickle"},
+    {"dense_vectors", "entries", "sparse", "row_files"},
     {"manifest", "documents", "planning", "windows"},
+    {"spool_tables"},
     {"spool"},
     {"snapshot"},
     {"filters"},
+    {"field_searchers"},
     {"batches", "searcher"},
     {"compaction", "tombstones", "tuner", "verification"},
     {"new_files"},
+    {"dense_build"},
     {"builder", "repair"},
     {"writer"},
     {"index"},
-    {"exporting"},
+    {"exporting", "hybrid"},
     {"encoders", "sources"},
     {"foreign"},
     {"importing", "integrations"},
@@ -49,7 +54,8 @@ PYTHON_LAYERS = [
 ]
 
 NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner", "verification"}
-NATIVE_USERS |= {"new_files", "builder", "repair", "index"}
+NATIVE_USERS |= {"new_files", "builder", "repair", "sparse", "row_files", "dense_build"}
+NATIVE_USERS |= {"installation"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense vectors as they are given, and as the engine stores them: rows of one-token documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from weft.arrays import contiguous, host_array, matrix, normalized, query_rows
+from weft.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from weft.fields import DenseConfig
+
+DenseVectors: TypeAlias = Any
+"""An array (n, dim), as for token embeddings; or a sequence of vectors, None where none is."""
+
+NORM_ROUNDING = 1e-6
+"""By so much a vector may be longer than max_norm, which is taken from rounded numbers."""
+
+
+def dense_rows(given: DenseVectors, ids: Sequence[str], config: DenseConfig) -> list[bytes | None]:
+    """Give the row that is stored for each document: float16 of unit length, as bytes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Another number or dim of them; one that is not finite, all zero where scores are cosines, or
+        longer than `max_norm`: names the document.
+    """
+    if hasattr(given, "shape"):
+        present, values = list(range(len(ids))), given
+    else:
+        vectors = list(given)
+        present = [i for i, vector in enumerate(vectors) if vector is not None]
+        values = _stacked([vectors[i] for i in present], config.dim)
+        present += range(len(ids), len(vectors))
+    rows = matrix(values, config.dim, "dense")
+    if len(rows) != len(present) or len(present) > len(ids):
+        found = max(len(rows), len(present))
+        raise InvalidArgumentError(f"dense: found {found} vectors, expected {len(ids)}")
+    if config.max_norm is not None:
+        rows = _with_the_rest(rows, [ids[i] for i in present], config.max_norm)
+    unit, bad, reason = normalized(contiguous(rows))
+    if bad >= 0:
+        raise InvalidArgumentError(
+            f"document {ids[present[bad]]!r}: dense vector {reason}, "
+            f"expected finite values, not all zero"
+        )
+    stored: list[bytes | None] = [None] * len(ids)
+    for place, row in zip(present, unit, strict=True):
+        stored[place] = row.tobytes()
+    return stored
+
+
+def _stacked(vectors: list[Any], dim: int) -> NDArray[Any]:
+    arrays = [host_array(vector, "dense") for vector in vectors]
+    for array in arrays:
+        if array.shape != (dim,):
+            raise InvalidArgumentError(f"dense: a vector of shape {array.shape}, expected ({dim},)")
+    return np.stack(arrays) if arrays else np.empty((0, dim), np.float32)
+
+
+def _with_the_rest(rows: NDArray[Any], ids: Sequence[str], max_norm: float) -> NDArray[np.float32]:
+    """Add to each row what it lacks of `max_norm`, in a dimension of its own."""
+    values = contiguous(rows).float32().astype(np.float64)
+    squares = np.einsum("ij,ij->i", values, values)
+    wrong = np.flatnonzero(~(squares <= (max_norm * (1 + NORM_ROUNDING)) ** 2))
+    if len(wrong):
+        at = int(wrong[0])
+        raise InvalidArgumentError(
+            f"document {ids[at]!r}: dense vector of length {np.sqrt(squares[at]):.6g}, "
+            f"expected at most max_norm={max_norm:.6g}"
+        )
+    rest = np.sqrt(np.maximum(max_norm**2 - squares, 0.0))
+    return np.concatenate([values, rest[:, None]], axis=1).astype(np.float32)
+
+
+def dense_query(given: object, config: DenseConfig) -> tuple[NDArray[np.float32], float]:
+    """Give the one row that is searched for, and what its scores are to be multiplied with.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not one vector of the field's dim, or one that is not finite or all zero.
+    """
+    array = host_array(given, "dense query")
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1:
+        raise InvalidArgumentError(
+            f"dense query: found {array.ndim} dimensions, expected one vector ({config.dim},)"
+        )
+    row = query_rows(array[None, :], config.dim, "dense query")
+    if config.max_norm is not None:
+        return np.pad(row, ((0, 0), (0, 1))), config.max_norm
+    unit = row.astype(np.float64)
+    return (unit / np.linalg.norm(unit)).astype(np.float32), 1.0

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three fields in one index: whatever is done to it, each answers as plain loops over a dict do."""
+
+import numpy as np
+import pytest
+
+import weft
+from helpers import names, ragged_docs, unit_rows
+from reference import maxsim
+from weft import errors
+
+DIM, DENSE_DIM, N_TERMS = 8, 16, 40
+CONFIG = weft.IndexConfig(
+    dim=DIM, dense=weft.DenseConfig(dim=DENSE_DIM), sparse=weft.SparseConfig()
+)
+
+
+class Model:
+    """What an index must be: id -> (token embeddings, dense vector, sparse vector, metadata)."""
+
+    def __init__(self, random):
+        self.random = random
+        self.documents = {}
+
+    def make(self, n):
+        """Documents, some of which lack one field or another."""
+        rows = ragged_docs(self.random, n, DIM, shortest=0, longest=5)
+        dense = [
+            None if self.random.random() < 0.1 else self.random.normal(size=DENSE_DIM)
+            for _ in range(n)
+        ]
+        sparse = [
+            {
+                int(term): float(np.float32(self.random.random() + 0.01))
+                for term in self.random.choice(N_TERMS, self.random.integers(0, 12), replace=False)
+            }
+            for _ in range(n)
+        ]
+        metadata = [{"n": int(self.random.integers(10))} for _ in range(n)]
+        return rows, dense, sparse, metadata
+
+    def put(self, write, ids):
+        rows, dense, sparse, metadata = self.make(len(ids))
+        write(ids, rows, dense=dense, sparse=sparse, metadata=metadata)
+        for doc_id, *document in zip(ids, rows, dense, sparse, metadata, strict=True):
+            self.documents[doc_id] = document
+
+    def drop(self, delete, ids):
+        delete(ids)
+        for doc_id in ids:
+            self.documents.pop(doc_id, None)
+
+    def scores(self, name, query, keep=lambda _: True):
+        """{id: score} by the definition, of the documents that can be found."""
+        found = {}
+        for doc_id, (rows, dense, sparse, metadata) in self.documents.items():
+            if not keep(metadata):
+                continue
+            if name == "multi" and len(rows):
+                found[doc_id] = float(maxsim(query, rows.astype(np.float64)))
+            if name == "dense" and dense is not None:
+                lengths = np.linalg.norm(query) * np.linalg.norm(dense)
+                found[doc_id] = float(np.dot(query, dense) / lengths)
+            if name == "sparse":
+                score = sum(weight * sparse.get(term, 0.0) for term, weight in query.items())
+                if score > 0:
+                    found[doc_id] = score
+        return found
+
+
+def ranked(scores):
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0].encode()))
+
+
+def check(index, model, rounding=2e-3):
+    """Every field gives what the model says, filtered and not, and knows the exact scores."""
+    assert index.verify(deep=True) == ()
+    assert len(index) == len(model.documents)
+    searcher, random = index.searcher(), model.random
+    legs = {"multi": searcher, "dense": searcher.dense, "sparse": searcher.sparse}
+    queries = {
+        "multi": unit_rows(random, 2, DIM),
+        "dense": random.normal(size=DENSE_DIM),
+        "sparse": {int(term): 1.0 + float(term) / 7 for term in random.choice(N_TERMS, 5)},
+    }
+    tolerances = {"multi": 2 * rounding, "dense": rounding, "sparse": 1e-6}
+    for name, leg in legs.items():
+        query = queries[name]
+        for where in (None, {"n": {"$gte": 5}}):
+
+            def keep(metadata, where=where):
+                return where is None or metadata["n"] >= 5
+
+            expected = model.scores(name, query, keep)
+            if where is not None and not any(keep(d[3]) for d in model.documents.values()):
+                continue
+            hits = leg.search(query, 1_000, where=where)
+            assert {hit.id for hit in hits} == set(expected)
+            for hit in hits:
+                assert hit.score == pytest.approx(expected[hit.id], abs=tolerances[name])
+            if name == "sparse":
+                assert list(hits.ids) == [doc_id for doc_id, _ in ranked(expected)]
+                assert leg.search(query, 3, where=where).ids == hits.ids[:3]
+            else:
+                assert hits.n_matching == len(expected)
+        if model.documents:
+            ids = sorted(model.documents)
+            expected = model.scores(name, query)
+            for doc_id, score in zip(ids, leg.score(query, ids), strict=True):
+                nothing = 0.0 if name == "sparse" else -np.inf
+                wanted = expected.get(doc_id, nothing)
+                assert score == pytest.approx(wanted, abs=tolerances[name])
+
+
+@pytest.mark.parametrize("codec", [False, True], ids=["rows", "codec"])
+def test_the_life_of_an_index(make_index, request, rng, codec):
+    """Add, delete, upsert, compact, retrain, reopen; with a codec from early on, and without."""
+    if codec:
+        request.getfixturevalue("small_codec")
+        request.getfixturevalue("early_dense_codec")
+    index = make_index(config=CONFIG)
+    model, rounding = Model(rng), 0.03 if codec else 2e-3
+    model.put(index.add, [f"a{i}" for i in range(30)])
+    check(index, model, rounding)
+    with index.writer() as writer:
+        model.put(writer.add, [f"b{i}" for i in range(40)])
+        model.drop(writer.delete, [f"b{i}" for i in range(3)] + ["a1", "unknown"])
+        model.put(writer.upsert, ["a2", "b7", "new"])
+    check(index, model, rounding)
+    model.put(index.add, [f"c{i}" for i in range(160)])
+    check(index, model, rounding)
+    model.drop(index.delete, ["c3", "a2", "b9"])
+    check(index, model, rounding)
+    index.compact()
+    check(index, model, rounding)
+    model.put(index.upsert, ["c5", "c6", "a9"])
+    if codec:
+        index.compact(retrain=True)
+        assert len(names(index.path, "codec-")) >= 2
+    check(weft.Index.open(index.path), model, rounding)
+    model.drop(index.delete, list(model.documents))
+    check(index, model, rounding)
+
+
+@pytest.mark.parametrize("field", ["dense", "sparse"])
+def test_one_field_alone(make_index, rng, field):
+    index = make_index(
+        config=weft.IndexConfig(
+            dense=weft.DenseConfig(dim=3) if field == "dense" else None,
+            sparse=weft.SparseConfig() if field == "sparse" else None,
+        )
+    )
+    given = {"dense": [[3.0, 0, 0], [0, 0.5, 0]], "sparse": [{0: 3.0}, {1: 0.5}]}[field]
+    index.add(["a", "b"], **{field: given}, texts=["one", "two"])
+    query = {"dense": [0, 1.0, 0], "sparse": {1: 2.0}}[field]
+    leg = getattr(index.searcher(), field)
+    assert leg.search(query, 1).ids == ("b",)
+    assert leg.search(query, 1)[0].score == pytest.approx(1.0)
+    assert index.documents(["b"])[0].text == "two"
+    assert index.search(np.ones((1, 128))).ids == ()
+    index.delete(["b"])
+    index.compact()
+    assert leg.search(query, 1).ids == ("b",)  # a snapshot stays
+    assert "b" not in getattr(index.searcher(), field).search(query, 2).ids
+
+
+def test_a_field_that_is_not_there(make_index, rng):
+    index = make_index(ragged_docs(rng, 3, DIM))
+    with pytest.raises(errors.InvalidArgumentError, match="dense: the index has no such field"):
+        index.add(["x"], ragged_docs(rng, 1, DIM), dense=[[1.0]])
+    with pytest.raises(errors.InvalidArgumentError, match="sparse: the index has no such field"):
+        index.add(["x"], ragged_docs(rng, 1, DIM), sparse=[{1: 1.0}])
+    with pytest.raises(errors.InvalidArgumentError, match="embeddings: found NoneType"):
+        index.add(["x"])
+    for field in ("dense", "sparse"):
+        with pytest.raises(errors.InvalidArgumentError, match=f'no field "{field}"'):
+            getattr(index.searcher(), field)
