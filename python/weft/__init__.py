@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from weft.fusion import ReciprocalRank, Rerank, Weighted
     from weft.health import IndexInfo, Problem, Repair
     from weft.hybrid import HybridSearcher
+    from weft.hybrid_retriever import HybridRetriever
     from weft.importing import Imported, import_index
     from weft.index import Index
     from weft.installation import info
@@ -71,6 +72,7 @@ __all__ = [
     "Exported",
     "Hit",
     "Hits",
+    "HybridRetriever",
     "HybridSearcher",
     "Imported",
     "IncompatibleIndexError",
@@ -118,6 +120,7 @@ _MODULES = {
     "fusion": ("ReciprocalRank", "Rerank", "Weighted"),
     "health": ("IndexInfo", "Problem", "Repair"),
     "hybrid": ("HybridSearcher",),
+    "hybrid_retriever": ("HybridRetriever",),
     "importing": ("Imported", "import_index"),
     "index": ("Index",),
     "installation": ("info",),

@@ -34,16 +34,14 @@ def dense_rows(given: DenseVectors, ids: Sequence[str], config: DenseConfig) -> 
         longer than `max_norm`: names the document.
     """
     if hasattr(given, "shape"):
-        present, values = list(range(len(ids))), given
+        rows = matrix(given, config.dim, "dense")
+        present = list(range(len(rows)))
     else:
         vectors = list(given)
         present = [i for i, vector in enumerate(vectors) if vector is not None]
-        values = _stacked([vectors[i] for i in present], config.dim)
-        present += range(len(ids), len(vectors))
-    rows = matrix(values, config.dim, "dense")
-    if len(rows) != len(present) or len(present) > len(ids):
-        found = max(len(rows), len(present))
-        raise InvalidArgumentError(f"dense: found {found} vectors, expected {len(ids)}")
+        rows = matrix(_stacked([vectors[i] for i in present], config.dim), config.dim, "dense")
+    if len(given) != len(ids):
+        raise InvalidArgumentError(f"dense: found {len(given)} vectors, expected {len(ids)}")
     if config.max_norm is not None:
         rows = _with_the_rest(rows, [ids[i] for i in present], config.max_norm)
     unit, bad, reason = normalized(contiguous(rows))

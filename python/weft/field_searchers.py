@@ -256,14 +256,14 @@ class SparseSearcher:
         places = self._snapshot.places(ids)
         return self.at_places(self.products(self.query(query)), places)
 
-    def query(self, given: SparseVectors) -> Terms:
+    def query(self, given: SparseVectors, *, empty: bool = False) -> Terms:
         """Give a query as it is searched for: checked, pruned, and as impacts where it must be."""
         vectors = sparse_vectors(
             given if hasattr(given, "tocsr") else [given], lambda _: "sparse query"
         )
         if len(vectors) != 1:
             raise InvalidArgumentError(f"sparse query: found {len(vectors)} rows, expected 1")
-        if len(vectors[0].terms) == 0:
+        if len(vectors[0].terms) == 0 and not empty:
             raise InvalidArgumentError("sparse query: empty, expected a weight above 0")
         return stored_form(vectors[0], self._config, query=True)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from weft.searcher import Searcher
     from weft.snapshot import Place
+    from weft.types import Document
 
 
 class HybridSearcher:
@@ -76,6 +77,10 @@ class HybridSearcher:
         """Generation of the index that is searched."""
         return self._searcher.generation
 
+    def documents(self, ids: Sequence[str]) -> tuple[Document, ...]:
+        """Give texts and metadata; see `Searcher.documents`."""
+        return self._searcher.documents(ids)
+
     def search(
         self,
         query: Mapping[str, Any],
@@ -92,7 +97,7 @@ class HybridSearcher:
         ----------
         query
             Field -> query: token embeddings of `multi`, a vector of `dense`, weights of terms of
-            `sparse`; any of them.
+            `sparse`; any of them. A sparse query may be empty here: every document scores 0.
         k, where, allow
             As for `Searcher.search`. No more documents are given than are candidates.
         recall, params
@@ -244,7 +249,7 @@ class _Sparse(_Leg):
 
     def __init__(self, searcher: Searcher, query: object) -> None:
         self._searcher = searcher.sparse
-        self._products = self._searcher.products(self._searcher.query(query))
+        self._products = self._searcher.products(self._searcher.query(query, empty=True))
 
     def search(
         self,

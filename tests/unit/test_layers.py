@@ -41,6 +41,7 @@ PYTHON_LAYERS = [
     {"foreign"},
     {"importing", "integrations"},
     {"retriever"},
+    {"hybrid_retriever"},
     {"evaluation", "lexical", "demo"},
     {"comparison", "scorers"},
     {"mining"},
