@@ -71,7 +71,7 @@ class Head:
 
 
 class M3Encoder(WindowedEncoder):
-    """The token embeddings of BGE-M3; `fields` gives all three kinds of vectors.
+    """The token embeddings of BGE-M3; `weft.encoders.load_fields` gives all three kinds of vectors.
 
     The state of the first token is none of the rows, that of the last one is.
     """
@@ -142,11 +142,6 @@ class M3Encoder(WindowedEncoder):
         """What an index stores."""
         return self._info
 
-    @property
-    def fields(self) -> M3Fields:
-        """The same model as an encoder of fields."""
-        return M3Fields(self)
-
     def sequence(self, piece: Piece, task: str) -> tuple[list[int], NDArray[np.bool_]]:
         """Give the token numbers that the model reads, and which of them are inserted [CLS]."""
         tokens, inserted = list(piece.ids), np.zeros(len(piece.ids), np.bool_)
@@ -177,14 +172,8 @@ class M3Encoder(WindowedEncoder):
 
     def all_fields(self, texts: Sequence[str], task: str) -> list[FieldEmbeddings]:
         """Give all three kinds of vectors of each text, from one pass; what is too long is cut."""
-        if task == "query":
-            pieces = self._queries.first(texts)
-            self._count_queries(pieces)
-        else:
-            pieces = self._documents.first(texts)
-            self._count_documents(texts, [[piece] for piece in pieces])
         nothing = FieldEmbeddings([TokenEmbeddings(self.no_rows(), None)], None, {})
-        return self._in_batches(pieces, task, self._fields_of, nothing)
+        return self.in_one_pass(texts, task, self._fields_of, nothing)
 
     def _fields_of(self, pieces: list[Piece], task: str) -> list[FieldEmbeddings]:
         read = [self.sequence(piece, task) for piece in pieces]
@@ -228,35 +217,6 @@ class M3Encoder(WindowedEncoder):
             spans = None if piece.spans is None else piece.spans[1:]
             result.append(TokenEmbeddings(rows[row, places], spans))
         return result
-
-
-class M3Fields:
-    """BGE-M3 as a `FieldEncoder`: token embeddings, a dense vector and weights of terms.
-
-    Queries and documents that are longer than the model is given lose their end, which is counted
-    and logged as a warning.
-    """
-
-    def __init__(self, encoder: M3Encoder) -> None:
-        self._encoder = encoder
-
-    @property
-    def info(self) -> EncoderInfo:
-        """What an index stores."""
-        return self._encoder.info
-
-    @property
-    def dense_dim(self) -> int:
-        """Values in a dense vector."""
-        return self._encoder.dense_dim
-
-    def encode_queries(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
-        """Give the fields of each query."""
-        return self._encoder.all_fields(texts, "query")
-
-    def encode_documents(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
-        """Give the fields of each document."""
-        return self._encoder.all_fields(texts, "document")
 
 
 def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> M3Encoder:

@@ -39,11 +39,14 @@ class Recipe:
         Whether a checkpoint is laid out for it.
     module
         Where it is written; None where this version reads the layout but cannot encode with it.
+    gives
+        The field its vectors are for: "multi", "dense" (documents of one row), "sparse" or "all".
     """
 
     name: str
     recognises: Callable[[Checkpoint], bool]
     module: str | None
+    gives: str = "multi"
 
 
 def _is_m3(checkpoint: Checkpoint) -> bool:
@@ -84,6 +87,10 @@ def _is_stanford(checkpoint: Checkpoint) -> bool:
     )
 
 
+def _is_splade(checkpoint: Checkpoint) -> bool:
+    return any(part.get("type", "").endswith("SpladePooling") for part in checkpoint.modules())
+
+
 def _is_multi_vector(checkpoint: Checkpoint) -> bool:
     saved = checkpoint.json("config_sentence_transformers.json")
     return saved.get("model_type") in {"ColBERT", "MultiVectorEncoder"}
@@ -100,14 +107,15 @@ def _is_asked_for(checkpoint: Checkpoint) -> bool:
 
 
 RECIPES = (
-    Recipe("m3", _is_m3, "weft.encoders.m3"),
+    Recipe("m3", _is_m3, "weft.encoders.m3", "all"),
     Recipe("lusifer", _is_lusifer, "weft.encoders.lusifer"),
     Recipe("dpr", _is_dpr, None),
     Recipe("pylate", _is_pylate, "weft.encoders.pylate"),
     Recipe("stanford", _is_stanford, "weft.encoders.stanford"),
+    Recipe("splade", _is_splade, "weft.encoders.splade", "sparse"),
     Recipe("st", _is_multi_vector, "weft.encoders.sentence_transformers"),
     Recipe("tokens", _is_any, "weft.encoders.tokens"),
-    Recipe("dense", _is_asked_for, "weft.encoders.dense"),
+    Recipe("dense", _is_asked_for, "weft.encoders.dense", "dense"),
 )
 
 

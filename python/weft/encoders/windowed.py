@@ -152,6 +152,22 @@ class WindowedEncoder:
             return [[piece] for piece in self._documents.first(texts)]
         return self._documents.split(texts)
 
+    def in_one_pass(
+        self,
+        texts: Sequence[str],
+        task: str,
+        run: Callable[[list[Piece], str], list[Result]],
+        nothing: Result,
+    ) -> list[Result]:
+        """Give what `run` makes of each text; one that is too long loses its end, and is counted."""
+        if task == "query":
+            pieces = self._queries.first(texts)
+            self._count_queries(pieces)
+        else:
+            pieces = self._documents.first(texts)
+            self._count_documents(texts, [[piece] for piece in pieces])
+        return self._in_batches(pieces, task, run, nothing)
+
     def _count_queries(self, pieces: Sequence[Piece]) -> None:
         cut = [piece for piece in pieces if piece.n_cut]
         if cut:
