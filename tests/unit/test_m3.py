@@ -75,6 +75,10 @@ def load(folder, **more):
     return encoders.load(folder, device="cpu", **more)
 
 
+def fields(folder, **more):
+    return encoders.fields_of(load(folder, **more))
+
+
 def states_of(folder, ids):
     """Give the last hidden states of one text as float64 `[n_tokens, N_HIDDEN]`."""
     import torch
@@ -127,8 +131,8 @@ def assert_fields(found, expected):
 
 @pytest.mark.parametrize("task", ["query", "document"])
 def test_three_outputs_of_one_pass(folder, task):
-    fields = load(folder).fields
-    found = fields.encode_queries(TEXTS) if task == "query" else fields.encode_documents(TEXTS)
+    encoder = fields(folder)
+    found = encoder.encode_queries(TEXTS) if task == "query" else encoder.encode_documents(TEXTS)
     for text, one in zip(TEXTS, found, strict=True):
         ids = ids_of(folder, text)
         assert (ids[0], ids[-1]) == (CLS, EOS)
@@ -139,9 +143,9 @@ def test_three_outputs_of_one_pass(folder, task):
 
 
 def test_alone_and_in_a_padded_batch(folder):
-    fields = load(folder).fields
-    for text, one in zip(TEXTS, fields.encode_documents(TEXTS), strict=True):
-        (alone,) = fields.encode_documents([text])
+    encoder = fields(folder)
+    for text, one in zip(TEXTS, encoder.encode_documents(TEXTS), strict=True):
+        (alone,) = encoder.encode_documents([text])
         assert_fields(alone, (one.multi[0].values, one.dense, one.sparse))
 
 
@@ -150,7 +154,7 @@ def test_token_embeddings_are_those_of_the_fields(folder):
     assert (encoder.info.recipe, encoder.info.dim, encoder.info.settings["scoring"]) == (
         "m3", DIM, "mean",
     )  # fmt: skip
-    fields = encoder.fields.encode_documents(TEXTS)
+    fields = encoders.fields_of(encoder).encode_documents(TEXTS)
     for windows, one in zip(encoder.encode_documents(TEXTS), fields, strict=True):
         np.testing.assert_allclose(windows[0].values, one.multi[0].values, atol=1e-6)
     assert encoder.count_tokens(TEXTS) == [len(ids_of(folder, text)) - 1 for text in TEXTS]
@@ -164,21 +168,21 @@ def test_long_texts_are_split_or_cut_and_counted(folder, caplog):
     (windows,) = encoder.encode_documents([text])
     assert len(windows) > 1
     assert encoder.counts.n_cut_texts == 0
-    (cut,) = encoder.fields.encode_documents([text])
+    (cut,) = encoders.fields_of(encoder).encode_documents([text])
     assert "texts are longer than 12 tokens" in caplog.text
     assert (encoder.counts.n_cut_texts, encoder.counts.n_cut_tokens) == (1, 10)
     assert_fields(cut, oracle(folder, [CLS, *ids_of(folder, text)[1:11], EOS]))
 
 
 def test_an_empty_text(folder):
-    (found,) = load(folder).fields.encode_documents([""])
+    (found,) = fields(folder).encode_documents([""])
     assert found.multi[0].values.shape == (0, DIM)
     assert found.dense is None
     assert found.sparse == {}
 
 
 def test_one_pass_reads_a_first_token_every_256(folder):
-    fields = load(folder, document_length=WINDOW, options={"mcls": True}).fields
+    encoder = fields(folder, document_length=WINDOW, options={"mcls": True})
     for n_words in (1, 255, 256, 257, 513):
         words = ["the", "key", "lock", "door"] * 129
         ids = ids_of(folder, " ".join(words[:n_words]))
@@ -192,9 +196,9 @@ def test_one_pass_reads_a_first_token_every_256(folder):
         read.append(EOS)
         assert len(firsts) == max(-(-n_words // 256), 1)
         places = [at for at in range(len(read)) if at not in firsts]
-        (found,) = fields.encode_documents([" ".join(words[:n_words])])
+        (found,) = encoder.encode_documents([" ".join(words[:n_words])])
         assert_fields(found, oracle(folder, read, places=places, firsts=firsts))
-    (query,) = fields.encode_queries([" ".join(words[:300])])
+    (query,) = encoder.encode_queries([" ".join(words[:300])])
     assert_fields(query, oracle(folder, ids_of(folder, " ".join(words[:300]))))
 
 
@@ -206,7 +210,7 @@ def test_inserted_tokens_count_against_the_length(folder, length):
     longest = []
     model = AutoModel.from_pretrained(str(folder)).eval()
     encoder._model = lambda **given: longest.append(given["input_ids"].shape[1]) or model(**given)
-    (found,) = encoder.fields.encode_documents(["the " * WINDOW])
+    (found,) = encoders.fields_of(encoder).encode_documents(["the " * WINDOW])
     n_text = max(n for n in range(1, length - 1) if n + 2 + -(-n // 256) - 1 <= length)
     assert longest == [n_text + 2 + -(-n_text // 256) - 1]
     assert len(found.multi[0].values) == n_text + 1
@@ -234,9 +238,9 @@ def test_a_head_of_another_model_is_refused(tmp_path):
 def test_vectors_are_cut_where_asked_for(folder):
     with pytest.raises(InvalidArgumentError, match=r"dim=8: the model .* gives 16"):
         load(folder, dim=8)
-    fields = load(folder, dim=8, options={"force_dim": True}).fields
-    (found,) = fields.encode_documents(TEXTS[:1])
-    assert (found.multi[0].values.shape[1], found.dense.shape, fields.dense_dim) == (8, (8,), 8)
+    encoder = fields(folder, dim=8, options={"force_dim": True})
+    (found,) = encoder.encode_documents(TEXTS[:1])
+    assert (found.multi[0].values.shape[1], found.dense.shape, encoder.dense_dim) == (8, (8,), 8)
     states = states_of(folder, ids_of(folder, TEXTS[0]))
     weight, bias = head_of(folder, "colbert_linear.pt")
     np.testing.assert_allclose(

@@ -3,5 +3,16 @@
 
 from weft.encoders.averaging import average_checkpoints
 from weft.encoders.base import Encoder, FittedEncoder, load, require_same_encoder
+from weft.encoders.fields import FieldEmbeddings, FieldEncoder
+from weft.encoders.joined import fields_of
 
-__all__ = ["Encoder", "FittedEncoder", "average_checkpoints", "load", "require_same_encoder"]
+__all__ = [
+    "Encoder",
+    "FieldEmbeddings",
+    "FieldEncoder",
+    "FittedEncoder",
+    "average_checkpoints",
+    "fields_of",
+    "load",
+    "require_same_encoder",
+]

@@ -71,7 +71,7 @@ class Head:
 
 
 class M3Encoder(WindowedEncoder):
-    """The token embeddings of BGE-M3; `weft.encoders.load_fields` gives all three kinds of vectors.
+    """The token embeddings of BGE-M3; `weft.encoders.fields_of` gives all three fields.
 
     The state of the first token is none of the rows, that of the last one is.
     """

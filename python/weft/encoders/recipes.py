@@ -108,8 +108,8 @@ def _is_asked_for(checkpoint: Checkpoint) -> bool:
 
 RECIPES = (
     Recipe("m3", _is_m3, "weft.encoders.m3", "all"),
-    Recipe("lusifer", _is_lusifer, "weft.encoders.lusifer"),
-    Recipe("dpr", _is_dpr, None),
+    Recipe("lusifer", _is_lusifer, "weft.encoders.lusifer", "dense"),
+    Recipe("dpr", _is_dpr, None, "dense"),
     Recipe("pylate", _is_pylate, "weft.encoders.pylate"),
     Recipe("stanford", _is_stanford, "weft.encoders.stanford"),
     Recipe("splade", _is_splade, "weft.encoders.splade", "sparse"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from sentence_transformers import SparseEncoder
 
 from weft.encoders.fields import FieldEmbeddings
@@ -18,12 +19,11 @@ from weft.encoders.loading import loading
 from weft.encoders.settings import check_settings
 from weft.encoders.windowed import Options, WindowedEncoder, prompt_of
 from weft.errors import InvalidArgumentError
-from weft.types import EncoderInfo
+from weft.types import EncoderInfo, TokenEmbeddings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
 
     from weft.encoders.checkpoint import Checkpoint
@@ -80,6 +80,13 @@ class SpladeEncoder(WindowedEncoder):
         """Give an array of no rows."""
         return np.zeros((0, 1), np.float32)
 
+    def run(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
+        """Refuse: there are no token embeddings."""
+        raise InvalidArgumentError(
+            f"model {self._info.name}: it gives weights of terms and no token embeddings; expected "
+            f"to be used through weft.encoders.fields_of"
+        )
+
     def _weights(self, pieces: list[Piece], task: str) -> list[FieldEmbeddings]:
         del task
         shape = (len(pieces), max(len(piece.ids) for piece in pieces))
@@ -87,7 +94,9 @@ class SpladeEncoder(WindowedEncoder):
         for row, piece in enumerate(pieces):
             ids[row, : len(piece.ids)] = piece.ids
             attended[row, : len(piece.ids)] = 1
-        output = self._model({"input_ids": self._tensor(ids), "attention_mask": self._tensor(attended)})
+        output = self._model(
+            {"input_ids": self._tensor(ids), "attention_mask": self._tensor(attended)}
+        )
         result = []
         for row in output["sentence_embedding"].float().cpu().numpy():
             terms = np.flatnonzero(row > 0)
@@ -96,8 +105,6 @@ class SpladeEncoder(WindowedEncoder):
         return result
 
     def _tensor(self, values: NDArray[np.int64]) -> torch.Tensor:
-        import torch
-
         return torch.from_numpy(values).to(self.device)
 
 

