@@ -35,11 +35,14 @@ from weft.retriever import Retriever
 from weft.types import defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from weft.comparison import Difference
     from weft.evaluation import Qrels, Run
     from weft.types import Document, Progress
+
+MOST_SAID = 60
+"""Characters of a setting that is shown."""
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -277,11 +280,14 @@ def measure_index(
     overlap = evaluation.mean_overlap(answers, [wanted.replace(wanted[:k]) for wanted in exact])
     deep = answers if depth == k else searcher.search_batch(rows, depth, recall=recall)
     point, info = answers[0].operating_point, retriever.index.info
-    stored = info.encoder
+    stored, config = info.encoder, info.config
     facts: dict[str, Any] = {
         "queries": len(rows),
         "documents": len(searcher),
         "encoder": None if stored is None else f"{stored.name} ({stored.recipe})",
+        "settings": None if stored is None else _short(stored.settings),
+        "index": f"dim {config.dim}, nbits {config.nbits}, rerank {config.rerank}, "
+        f"seed {config.seed}",
         "path": point.path,
         f"recall@{k}": overlap,
         "against": TRUTHS[searcher.truth],
@@ -299,6 +305,12 @@ def measure_index(
         evaluation.as_run(dict(zip(texts, deep, strict=True))),
         evaluation.as_run(dict(zip(texts, exact, strict=True))),
     )
+
+
+def _short(settings: Mapping[str, Any]) -> str:
+    """Name the settings that can be said in a line; a projection's values are not among them."""
+    said = {name: str(value) for name, value in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in said.items() if len(value) <= MOST_SAID)
 
 
 @dataclass
@@ -380,6 +392,7 @@ class Report:
         for one in self.differences:
             interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
             said = "" if one.beyond_chance else "within chance"
+            said = "no difference" if one.low == one.high == 0 else said
             table.add_row(one.name, one.measure, f"{one.difference:+.4f}", interval, said)
         return table
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says is so: its example runs, its commands are those of the gate."""
+"""What README and evaluation.md say is so: examples run, commands and options exist."""
 
 import re
 import subprocess
@@ -14,7 +14,8 @@ from weft.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+PAGES = README + (ROOT / "docs" / "evaluation.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGES, re.DOTALL)
 DEMO = "pip install -c constraints.txt '.[demo]' && weft demo"
 TEST = "pip install -c constraints.txt '.[test]' && pytest"
 
@@ -37,21 +38,23 @@ def test_the_gate_runs_the_second_command_verbatim():
 
 
 def test_commands_shown_exist():
-    shown = set(re.findall(r"^\$ weft (\w+)", README, re.MULTILINE))
+    shown = set(re.findall(r"^\$ weft (\w+)", PAGES, re.MULTILINE))
     known = set(typer.main.get_command(app).commands)
     assert shown
     assert shown <= known
 
 
 def test_options_shown_exist():
-    for line in re.findall(r"^\$ weft (.*?)(?:#.*)?$", README, re.MULTILINE):
+    for line in re.findall(r"^\$ weft (.*?)(?:#.*)?$", PAGES, re.MULTILINE):
         command, *words = line.split()
         shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).output
         options = {word for word in words if word.startswith("-")}
         assert all(option in shown for option in options), line
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/evaluation.md"]
+)
 def test_links(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
