@@ -219,6 +219,21 @@ def test_skiplists(folder):
         assert {0, 1, len(ids) - 1} <= set(keep)
 
 
+def test_what_sentence_transformers_does_otherwise(folder, encoder):
+    """S1: without unknown words it gives the same rows; with them it keeps theirs, no more."""
+    pytest.importorskip("sentence_transformers")
+    st = encoders.load(folder, device="cpu", recipe="st")
+    for text in ["the key: lock (door).", "a~b, ü the 鍵"]:
+        ids, attention = document_input(text, 16)
+        symbols = {ID[letter] for letter in string.punctuation if letter in ID}
+        keep = [i for i, token in enumerate(ids) if token not in symbols]
+        [[theirs]], [[ours]] = st.encode_documents([text]), encoder.encode_documents([text])
+        np.testing.assert_allclose(theirs.values, rows_of(folder, ids, attention)[keep], atol=1e-5)
+        assert len(theirs.values) - len(ours.values) == ids.count(UNK)
+        [one], [two] = st.encode_queries([text]), encoder.encode_queries([text])
+        np.testing.assert_allclose(one.values, two.values, atol=1e-5)
+
+
 def test_more_characters_on_the_skiplist(folder):
     text = "東京、大学。the"
     ids, attention = document_input(text, 16)
