@@ -2,13 +2,19 @@
 """`weft build` with a recipe and its settings, and what it says about the texts."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import tiny_colbert
 import weft
 from weft.cli import app
+
+SYSTEMS = sorted((Path(__file__).resolve().parents[2] / "docs" / "systems").glob("*.md"))
 
 
 def run(*words):
@@ -82,3 +88,16 @@ def test_options_without_a_model(tmp_path, texts):
     status, _, err = run("build", tmp_path / "made.index", texts, "--option", "attend=true")
     assert status == 3
     assert "--recipe, --option: expected --model beside them" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("page", SYSTEMS, ids=lambda page: page.stem)
+def test_the_commands_on_the_page_of_a_system_are_commands(page):
+    """Their names, options and kinds of values; what they name need not be there."""
+    known = typer.main.get_command(app).commands
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    shown = [shlex.split(line, comments=True) for line in lines]
+    shown = [words for words in shown if words[:1] == ["weft"]]
+    assert shown
+    for _, name, *rest in shown:
+        known[name].make_context(name, rest)
