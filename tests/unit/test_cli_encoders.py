@@ -94,9 +94,10 @@ def test_options_without_a_model(tmp_path, texts):
 def test_the_commands_on_the_page_of_a_system_are_commands(page):
     """Their names, options and kinds of values; what they name need not be there."""
     known = typer.main.get_command(app).commands
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    shown = [shlex.split(line, comments=True) for line in lines]
+    shown = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     shown = [words for words in shown if words[:1] == ["weft"]]
     assert shown
     for _, name, *rest in shown:

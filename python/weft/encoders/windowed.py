@@ -185,14 +185,14 @@ class WindowedEncoder:
         counts.n_tokens += sum(int(p.of_text.sum()) + p.n_cut for group in groups for p in group)
         counts.n_split_texts += sum(len(pieces) > 1 for pieces in groups)
         cut = [piece.n_cut for pieces in groups for piece in pieces if piece.n_cut]
-        if cut:
-            counts.n_cut_texts += len(cut)
-            counts.n_cut_tokens += sum(cut)
+        if cut and not counts.n_cut_texts:  # once: the next batches would say the same
             logger.warning(
                 "%d of %d texts are longer than %d tokens; up to %d tokens at their end are not "
-                "stored",
+                "stored; further ones are counted only",
                 len(cut), len(texts), self.lengths[1], max(cut),
             )  # fmt: skip
+        counts.n_cut_texts += len(cut)
+        counts.n_cut_tokens += sum(cut)
 
     def _encode(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
         nothing = TokenEmbeddings(self.no_rows(), np.zeros((0, 2), np.uint32))
