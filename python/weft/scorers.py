@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from weft.errors import InvalidArgumentError
 from weft.exporting import stored_rows
+from weft.fusion import Weighted
 
 if TYPE_CHECKING:
     from weft.evaluation import Run
+    from weft.hybrid_retriever import HybridRetriever
     from weft.lexical import BM25
     from weft.retriever import Retriever
 
@@ -34,7 +36,8 @@ class Scorer(Protocol):
     def score(self, asked: Sequence[Asked]) -> list[dict[str, float]]:
         """Give id -> score of the documents of each query.
 
-        Only a run may leave some out; others raise for a document that they do not know.
+        A run may leave some out, and so may joined fields that have nothing of a document; others
+        raise for a document that they do not know.
         """
 
 
@@ -92,6 +95,38 @@ class IndexScorer:
             dict(zip(ids, map(float, searcher.score(rows.values, ids)), strict=True))
             for rows, (_, _, ids) in zip(encoded, asked, strict=True)
         ]
+
+
+class HybridScorer:
+    """Several fields of an index, or one of them: dense, sparse or multi; and the encoder of all.
+
+    It scores given documents where fusion is `weft.Weighted` with missing scores computed; ranks,
+    and lists in which a document counts nothing, depend on what else is in them.
+    """
+
+    def __init__(self, retriever: HybridRetriever, name: str) -> None:
+        self.name = name
+        self._retriever = retriever
+
+    def rank(self, queries: Mapping[str, str], k: int) -> Run:
+        """Rank by the joined fields."""
+        found = {query: self._retriever.search(text, k) for query, text in queries.items()}
+        return {query: {hit.id: hit.score for hit in hits} for query, hits in found.items()}
+
+    def score(self, asked: Sequence[Asked]) -> list[dict[str, float]]:
+        """Score by the joined fields."""
+        fusion = self._retriever._fusion
+        if not (isinstance(fusion, Weighted) and fusion.missing == "rescore"):
+            raise InvalidArgumentError(
+                f"{self.name}: fusion by {fusion}, expected weft.Weighted with missing='rescore', "
+                f"whose scores do not depend on other documents"
+            )
+        found = []
+        for _, text, ids in asked:
+            hits = self._retriever.search(text, len(ids), recall=1.0, allow=ids)
+            scores = {hit.id: hit.score for hit in hits}
+            found.append({name: scores[name] for name in ids if name in scores})
+        return found
 
 
 class RunScorer:

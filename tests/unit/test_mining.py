@@ -8,10 +8,18 @@ import pytest
 
 import weft
 from helpers import FakeEncoder
+from weft.encoders.fields import FieldEmbeddings
 from weft.errors import InvalidArgumentError
 from weft.lexical import BM25
 from weft.mining import PRESETS, Example, MiningRule, Negative, mine, preset
-from weft.scorers import BM25Scorer, IndexScorer, PairScorer, RunScorer, index_similarity
+from weft.scorers import (
+    BM25Scorer,
+    HybridScorer,
+    IndexScorer,
+    PairScorer,
+    RunScorer,
+    index_similarity,
+)
 
 DOCUMENTS = {f"d{i}": f"text {i}" for i in range(40)}
 QUERIES = {"q": "which?", "r": "what?"}
@@ -241,6 +249,50 @@ class TestScorers:
         like = index_similarity(retriever)("a", ["b", "c", "a"])
         expected_like = [maxsim(rows["a"], rows[name]) / 2 for name in "bca"]
         assert like == pytest.approx(expected_like, abs=2e-3)
+
+    def test_fields_against_the_definition(self, tmp_path):
+        class Letters:
+            info = weft.EncoderInfo("letters", "count", 1, "letters-1")
+
+            def encode_queries(self, texts):
+                counts = [{c: float(t.count(chr(c))) for c in range(97, 123)} for t in texts]
+                dense = [np.array(list(count.values()), np.float32) for count in counts]
+                return [FieldEmbeddings(None, *both) for both in zip(dense, counts, strict=True)]
+
+            encode_documents = encode_queries
+
+        texts = {"a": "banana", "b": "cherry", "c": "bread"}
+        config = weft.IndexConfig(dim=1, dense=weft.DenseConfig(26), sparse=weft.SparseConfig())
+        index = weft.Index.create(tmp_path / "i", config, encoder=Letters())
+        weights = {"dense": 0.75, "sparse": 0.25}
+
+        def scorer(fusion):
+            fields = ["dense", "sparse"]
+            return HybridScorer(
+                weft.HybridRetriever(index, Letters(), fields=fields, fusion=fusion), "h"
+            )
+
+        weft.HybridRetriever(index, Letters(), fields=["dense", "sparse"]).add(
+            weft.Document(name, text) for name, text in texts.items()
+        )
+
+        def expected(query, text):
+            vectors = [
+                np.array([one.count(chr(c)) for c in range(97, 123)]) for one in (query, text)
+            ]
+            dot = float(vectors[0] @ vectors[1])
+            return 0.75 * dot / np.prod([np.linalg.norm(v) for v in vectors]) + 0.25 * dot
+
+        hybrid = scorer(weft.Weighted(weights))
+        [scores] = hybrid.score([("q", "cheer", ["c", "b"])])
+        assert list(scores) == ["c", "b"]
+        assert scores == pytest.approx({n: expected("cheer", texts[n]) for n in "bc"}, rel=1e-3)
+        ranking = hybrid.rank({"q": "cheer"}, 2)["q"]
+        assert list(ranking) == ["b", "c"]
+        assert ranking == pytest.approx(scores, rel=1e-3)
+        for fusion in (None, weft.Weighted(weights, missing="zero")):
+            with pytest.raises(InvalidArgumentError, match=r"expected weft\.Weighted with missing"):
+                scorer(fusion).score([("q", "cheer", ["a"])])
 
     def test_run(self):
         scorer = RunScorer({"q": {"a": 2.0, "b": 1.0}}, "run")

@@ -10,6 +10,7 @@ import pytest
 import weft
 from helpers import FakeEncoder, unit_rows
 from weft.encoders import FittedEncoder, load, require_same_encoder
+from weft.encoders.fields import FieldEmbeddings
 from weft.encoders.pooling import PooledEncoder, Pooling, pool, pooled, split_options
 from weft.errors import IncompatibleIndexError, InvalidArgumentError, MissingExtraError
 
@@ -167,6 +168,28 @@ def test_an_index_of_pooled_documents(tmp_path):
     assert hits[0].text[hits[0].matches[0].start : hits[0].matches[0].end] == "w1"
     with pytest.raises(IncompatibleIndexError, match="encoder: token_pooling is None"):
         require_same_encoder(retriever.index.info.encoder, FakeEncoder().info)
+
+
+def test_other_fields_stay_as_they_are():
+    class Fields(FakeEncoder):
+        dense_dim = 3
+
+        def all_fields(self, texts, task):
+            rows = self.encode_documents(texts)
+            return [FieldEmbeddings(r, np.ones(3, np.float32), {7: 0.5}) for r in rows]
+
+    encoder = pooled(Fields(), Pooling(2, protected=0))
+    assert encoder.dense_dim == 3
+    [document] = encoder.all_fields(["w1 w2 w3 w4"], "document")
+    [query] = encoder.all_fields(["w1 w2 w3 w4"], "query")
+    assert [len(one.multi[0].values) for one in (document, query)] == [2, 4]
+    assert document.dense.tolist() == [1.0, 1.0, 1.0]
+    assert document.sparse == {7: 0.5}
+
+
+def test_one_vector_cannot_be_pooled():
+    with pytest.raises(InvalidArgumentError, match="'dense' makes one vector of a text"):
+        load(MODEL, recipe="dense", options={"pool_factor": 2})
 
 
 class TestOfAModel:

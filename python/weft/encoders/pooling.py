@@ -14,6 +14,7 @@ import numpy as np
 
 from weft.checks import check_int
 from weft.encoders.base import FittedEncoder
+from weft.encoders.recipes import RECIPES
 from weft.errors import InvalidArgumentError, MissingExtraError
 from weft.types import EncoderInfo, TokenEmbeddings
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weft.encoders.base import Encoder
+    from weft.encoders.fields import FieldEmbeddings
 
 SETTING = "token_pooling"
 OPTIONS = {"pool_factor": "factor", "pool_mode": "mode", "pool_protected": "protected"}
@@ -181,6 +183,19 @@ class PooledEncoder:
         """Give how many token embeddings each text has; about so many where it has windows."""
         return [self._pooling.n_rows(n) for n in self._inner.count_tokens(texts)]
 
+    @property
+    def dense_dim(self) -> int:
+        """Values in a dense vector, of an encoder of all fields."""
+        return int(self._inner.dense_dim)
+
+    def all_fields(self, texts: Sequence[str], task: str) -> list[FieldEmbeddings]:
+        """Give all fields that the encoder makes in one pass; documents with fewer rows."""
+        found: list[FieldEmbeddings] = self._inner.all_fields(texts, task)
+        if task == "query":
+            return found
+        windows = self._pooled([list(one.multi or ()) for one in found])
+        return [replace(one, multi=few) for one, few in zip(found, windows, strict=True)]
+
     def _pooled(self, documents: list[list[TokenEmbeddings]]) -> list[list[TokenEmbeddings]]:
         pooled = [[pool(window, self._pooling) for window in windows] for windows in documents]
         self.n_rows += sum(len(window.values) for windows in documents for window in windows)
@@ -212,9 +227,21 @@ class PooledFittedEncoder(PooledEncoder):
 
 
 def pooled(encoder: Encoder, pooling: Pooling | None) -> Encoder:
-    """Wrap an encoder, if its rows are to be pooled."""
+    """Wrap an encoder, if its rows are to be pooled.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It makes one vector of a text.
+    """
     if pooling is None:
         return encoder
+    gives = next((one.gives for one in RECIPES if one.name == encoder.info.recipe), "multi")
+    if gives in {"dense", "sparse"}:
+        raise InvalidArgumentError(
+            f"pool_factor={pooling.factor}: the recipe {encoder.info.recipe!r} makes one vector of "
+            f"a text, expected token embeddings"
+        )
     fitted = isinstance(encoder, FittedEncoder)
     return PooledFittedEncoder(encoder, pooling) if fitted else PooledEncoder(encoder, pooling)
 
