@@ -12,12 +12,14 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build, cli_eval, cli_import, cli_mine, cli_upkeep
+from weft import cli_build, cli_eval, cli_fields, cli_import, cli_mine, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
 from weft.cli_info import info_to_json, show_encoded, show_info, show_plan
 from weft.cli_options import (
+    DenseModel,
     Dim,
     Explain,
+    Fields,
     IndexPath,
     Json,
     K,
@@ -31,7 +33,9 @@ from weft.cli_options import (
     RecipeOption,
     Rerank,
     SourcePath,
+    SparseModel,
     Threads,
+    Weights,
     Where,
     examples,
 )
@@ -44,6 +48,7 @@ from weft.cli_view import (
     heed_termination,
     pairs,
 )
+from weft.errors import InvalidArgumentError
 from weft.planning import require_room
 from weft.types import IndexConfig, defaults
 
@@ -89,6 +94,9 @@ def plan(
     model: Model = None,
     recipe: Recipe = None,
     option: RecipeOption = None,
+    fields: Fields = None,
+    dense: DenseModel = None,
+    sparse: SparseModel = None,
     nbits: Nbits = IndexConfig.nbits,
     rerank: Rerank = "auto",
     dim: Dim = None,
@@ -99,7 +107,7 @@ def plan(
     """Foretell what a build takes: tokens, disk, memory. Writes nothing."""
     view = View(as_json=json, quiet=quiet)
     with view.reporting():
-        encoder = cli_build.EncoderChoice(model, recipe, option or ())
+        encoder = cli_build.EncoderChoice(model, recipe, option or (), fields, dense, sparse)
         job = cli_build.Job.look(source, encoder, nbits, rerank, dim, max_ram, note=view.note)
         foretold = job.plan()
         view.result({"estimated": job.extent.estimated, **as_json(foretold)})
@@ -120,6 +128,9 @@ def build(
     model: Model = None,
     recipe: Recipe = None,
     option: RecipeOption = None,
+    fields: Fields = None,
+    dense: DenseModel = None,
+    sparse: SparseModel = None,
     nbits: Nbits = IndexConfig.nbits,
     rerank: Rerank = "auto",
     dim: Dim = None,
@@ -153,7 +164,7 @@ def build(
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         started = time.monotonic()
-        encoder = cli_build.EncoderChoice(model, recipe, option or ())
+        encoder = cli_build.EncoderChoice(model, recipe, option or (), fields, dense, sparse)
         job = cli_build.Job.look(
             source, encoder, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
         )
@@ -203,6 +214,7 @@ def search(
     metadata: Annotated[
         bool, typer.Option("--metadata", help="Show the metadata of each document.")
     ] = False,
+    weights: Weights = None,
     model: Model = None,
     threads: Threads = None,
     json: Json = False,
@@ -213,8 +225,15 @@ def search(
     with view.reporting():
         found = cli_build.parse_where(where)
         with view.status("loading the encoder"):
-            retriever = weft.Retriever.open(index, model=model, threads=threads)
-        hits = retriever.search(query, k, recall=recall, where=found, explain=explain or not json)
+            retriever = cli_fields.open_retriever(index, model, weights, threads)
+        if isinstance(retriever, weft.HybridRetriever):
+            if explain:
+                raise InvalidArgumentError("--explain: expected an index of token embeddings alone")
+            hits = retriever.search(query, k, recall=recall, where=found)
+        else:
+            hits = retriever.search(
+                query, k, recall=recall, where=found, explain=explain or not json
+            )
         view.result({"query": query, **hits_to_json(hits, explain=explain)})
         for part in show_hits(hits, explain=explain, metadata=metadata):
             view.print(part)

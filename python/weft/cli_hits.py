@@ -32,6 +32,7 @@ def hit_to_json(hit: Hit, *, explain: bool) -> dict[str, Any]:
     document: dict[str, Any] = {
         "id": hit.id,
         "score": hit.score,
+        "scores": None if hit.scores is None else dict(hit.scores),
         "passage": hit.passage,
         "text": hit.text,
         "metadata": None if hit.metadata is None else dict(hit.metadata),
@@ -70,6 +71,8 @@ def show_hits(hits: Hits, *, explain: bool, metadata: bool = False) -> Iterator[
         title.append(hit.id.translate(CONTROLS), style="bold")
         if hit.passage:
             title.append(f"  passage {hit.passage + 1}", style="dim")
+        if hit.scores:
+            title.append("  " + "  ".join(f"{n} {s:.3f}" for n, s in hit.scores.items()), "dim")
         yield title
         if metadata and hit.metadata:
             fields = "  ".join(f"{name}={value!r}" for name, value in hit.metadata.items())

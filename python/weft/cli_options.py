@@ -36,7 +36,31 @@ Recipe = Annotated[
     typer.Option(
         metavar="NAME",
         help="How the encoder reads texts: stanford, pylate, st (sentence-transformers), tokens, "
-        "dense; what its checkpoint is laid out for by default.",
+        "dense, splade; what its checkpoint is laid out for by default.",
+    ),
+]
+Fields = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Keep these vectors of a text: multi (token embeddings), dense, sparse (weights of "
+        "terms), or all that the encoders make. multi alone by default.",
+    ),
+]
+DenseModel = Annotated[
+    str | None,
+    typer.Option("--dense", metavar="MODEL", help="Also keep the dense vector of this encoder."),
+]
+SparseModel = Annotated[
+    str | None,
+    typer.Option("--sparse", metavar="MODEL", help="Also keep the weights of terms of this one."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=W,...",
+        help="Join the fields of the index by a weighted sum, like dense=0.4,sparse=0.2,multi=0.4; "
+        "by reciprocal ranks by default.",
     ),
 ]
 RecipeOption = Annotated[

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.encoders import require_same_encoder
+from weft.encoders.joined import stored_fields
 from weft.errors import IncompatibleIndexError, InvalidArgumentError
-from weft.fusion import NAMES
+from weft.fusion import NAMES, ReciprocalRank
 from weft.hybrid import HybridSearcher
+from weft.index import Index
 from weft.retriever import _batches, _text_of
 from weft.types import TokenEmbeddings, defaults
 from weft.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from weft.encoders.fields import FieldEmbeddings, FieldEncoder
+    from weft.encoders.joined import JoinedEncoder
     from weft.fusion import Fusion
-    from weft.index import Index
-    from weft.types import Document, Hits, Progress, SearchParams
+    from weft.types import Document, Hits, IndexConfig, Progress, SearchParams
 
 
 class HybridRetriever:
@@ -93,9 +96,94 @@ class HybridRetriever:
         self._index = index
         self._encoder = encoder
         self._fields = _checked(fields, ("multi", *index.config.fields))
-        self._fusion = fusion
+        self._fusion = ReciprocalRank() if fusion is None else fusion
         self._threads = threads
         self._searcher = self._current_searcher()
+
+    @staticmethod
+    def create(
+        path: str | Path,
+        encoder: JoinedEncoder,
+        *,
+        fields: Sequence[str] | None = None,
+        config: IndexConfig | None = None,
+        fusion: Fusion | None = None,
+        threads: int | None = None,
+    ) -> HybridRetriever:
+        """Make a new index for what an encoder of `weft.encoders.fields_of` gives.
+
+        Parameters
+        ----------
+        path
+            Folder that does not exist yet.
+        encoder
+            Of one model or several.
+        fields
+            Those that are stored. None: all that the encoder makes.
+        config
+            None means the defaults, with the dimensions of the encoder.
+        fusion, threads
+            As for `HybridRetriever`.
+
+        Raises
+        ------
+        IndexExistsError
+            There is something at the path.
+        InvalidArgumentError
+            A field that the encoder does not make.
+        """
+        fields = _checked(fields, encoder.makes)
+        config = config or encoder.config(fields)
+        index = Index.create(path, config, encoder=encoder)
+        return HybridRetriever(index, encoder, fields=fields, fusion=fusion, threads=threads)
+
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        encoder: FieldEncoder | None = None,
+        fusion: Fusion | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> HybridRetriever:
+        """Open an index of several fields.
+
+        Parameters
+        ----------
+        path
+            Folder of the index.
+        encoder
+            The one it was made with. None: the models that the index names, loaded now from this
+            machine only.
+        fusion, threads
+            As for `HybridRetriever`.
+        device, dtype
+            Where and in which type models run that are loaded now.
+
+        Raises
+        ------
+        NotFoundError
+            There is no index, or a model is not on this machine.
+        IncompatibleIndexError
+            The index was made with another encoder, or with none.
+        """
+        index = Index.open(path)
+        stored = index.info.encoder
+        if encoder is None:
+            if stored is None:
+                raise IncompatibleIndexError(
+                    f"{path}: made from embeddings, so it names no encoder; expected encoder="
+                )
+            encoder = stored_fields(stored, device=device, dtype=dtype)
+        holds_multi = index.info.n_tokens > 0 or not index.config.fields
+        fields = [*["multi"] * holds_multi, *index.config.fields]
+        return HybridRetriever(index, encoder, fields=fields, fusion=fusion, threads=threads)
+
+    @property
+    def encoder(self) -> FieldEncoder:
+        """The encoder."""
+        return self._encoder
 
     @property
     def index(self) -> Index:
@@ -216,17 +304,43 @@ class HybridRetriever:
         if not isinstance(text, str):
             raise InvalidArgumentError(f"query {text!r}: expected a text")
         started = time.perf_counter()
-        (found,) = self._encoder.encode_queries([text])
+        (query,) = self.encode_queries([text])
         encode_ms = 1_000 * (time.perf_counter() - started)
-        query = {name: _asked(found, name, text) for name in self._fields}
+        hits = self.ask(query, k, recall=recall, params=params, where=where, allow=allow)
         searcher = self._current_searcher()
-        hits = searcher.search(query, k, recall=recall, params=params, where=where, allow=allow)
         completed = [
             dataclasses.replace(hit, text=document.text, metadata=document.metadata)
             for hit, document in zip(hits, searcher.documents(hits.ids), strict=True)
         ]
         timings = {"encode": encode_ms, **hits.timings_ms}
         return dataclasses.replace(hits, hits=tuple(completed), timings_ms=timings)
+
+    def ask(
+        self,
+        query: Mapping[str, Any],
+        k: int = defaults.k,
+        *,
+        recall: float | None = None,
+        params: SearchParams | None = None,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
+    ) -> Hits:
+        """Answer what `encode_queries` gave, without texts and metadata."""
+        searcher = self._current_searcher()
+        return searcher.search(query, k, recall=recall, params=params, where=where, allow=allow)
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the rankings of the fields become one."""
+        return self._fusion
+
+    def encode_queries(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Encode queries, as `HybridSearcher.search` takes them."""
+        encoded = self._encoder.encode_queries(texts)
+        return [
+            {name: _asked(found, name, text) for name in self._fields}
+            for text, found in zip(texts, encoded, strict=True)
+        ]
 
     def _as_given(self, found: Sequence[FieldEmbeddings]) -> dict[str, Any]:
         """Give the fields of a batch as `Writer.add` takes them."""

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+import weft
 from weft import encoders
 from weft.errors import InvalidArgumentError
 
@@ -258,3 +259,35 @@ def test_what_an_index_stores_brings_the_encoder_back(folder):
 def test_unknown_options_are_refused(folder):
     with pytest.raises(InvalidArgumentError, match="no option 'interval'"):
         load(folder, options={"interval": 2})
+
+
+def test_from_a_checkpoint_to_a_ranking_of_three_fields(folder, tmp_path):
+    encoder = fields(folder)
+    weights = {"multi": 0.5, "dense": 0.3, "sparse": 0.1}
+    made = weft.HybridRetriever.create(tmp_path / "m3.index", encoder)
+    assert made.add([weft.Document(f"d{i}", text) for i, text in enumerate(TEXTS)]) == len(TEXTS)
+    opened = weft.HybridRetriever.open(tmp_path / "m3.index", fusion=weft.Weighted(weights))
+    assert opened.fields == ("multi", "dense", "sparse")
+    hits = opened.search("the key", k=len(TEXTS))
+    (query,) = encoder.encode_queries(["the key"])
+    for hit in hits:
+        (one,) = encoder.encode_documents([hit.text])
+        products = query.multi[0].values @ one.multi[0].values.T
+        expected = {
+            "multi": products.max(1).mean(),
+            "dense": query.dense @ one.dense,
+            "sparse": sum(w * one.sparse.get(term, 0.0) for term, w in query.sparse.items()),
+        }
+        assert hit.scores == pytest.approx(expected, rel=2e-3)
+        total = sum(weights[name] * score for name, score in expected.items()) / 0.9
+        assert hit.score == pytest.approx(total, rel=2e-3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_some_of_the_fields(folder, tmp_path):
+    encoder = fields(folder)
+    made = weft.HybridRetriever.create(tmp_path / "m3.index", encoder, fields=["dense", "sparse"])
+    made.add([weft.Document(f"d{i}", text) for i, text in enumerate(TEXTS)])
+    assert weft.HybridRetriever.open(tmp_path / "m3.index").fields == ("dense", "sparse")
+    with pytest.raises(InvalidArgumentError, match="expected some of"):
+        weft.HybridRetriever.create(tmp_path / "other.index", encoder, fields=["lexical"])

@@ -7,16 +7,20 @@ import hashlib
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from weft.encoders.base import load
 from weft.encoders.fields import FieldEmbeddings
 from weft.encoders.recipes import RECIPES
 from weft.errors import InvalidArgumentError
-from weft.types import EncoderInfo
+from weft.fields import DenseConfig, SparseConfig
+from weft.types import EncoderInfo, IndexConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weft.encoders.base import Encoder
 
+JOINED = "joined"
+"""The recipe of several encoders; the settings are what each of them says of itself."""
 _GIVES = {recipe.name: recipe.gives for recipe in RECIPES}
 
 
@@ -44,6 +48,24 @@ def fields_of(*encoders: Encoder) -> JoinedEncoder:
     384
     """
     return JoinedEncoder(encoders)
+
+
+def stored_fields(
+    info: EncoderInfo, *, device: str = "auto", dtype: str = "float32"
+) -> JoinedEncoder:
+    """Load again, from this machine only, what an index stores of its encoder of fields.
+
+    Raises
+    ------
+    NotFoundError, IncompatibleIndexError
+        A model is not there, or is another one now.
+    """
+    infos = [info]
+    if info.recipe == JOINED:
+        infos = [EncoderInfo(**one) for one in info.settings.values()]
+    return fields_of(
+        *(load(one.name, info=one, device=device, dtype=dtype, download=False) for one in infos)
+    )
 
 
 class JoinedEncoder:
@@ -76,22 +98,40 @@ class JoinedEncoder:
             return int(self._by_field["all"].dense_dim)
         return int(self._by_field["dense"].info.dim) if "dense" in self._by_field else None
 
+    def config(self, fields: Sequence[str], **settings: Any) -> IndexConfig:  # noqa: ANN401
+        """Give what an index of some of the fields is made of; settings as of `IndexConfig`."""
+        dense = self.dense_dim if "dense" in fields else None
+        return IndexConfig(
+            dim=self.info.dim,
+            dense=None if dense is None else DenseConfig(dense),
+            sparse=SparseConfig() if "sparse" in fields else None,
+            **settings,
+        )
+
     @property
     def info(self) -> EncoderInfo:
         """What an index stores: that of a single encoder, or of all of them together."""
         infos: dict[str, EncoderInfo] = {name: one.info for name, one in self._by_field.items()}
-        if len(infos) == 1:
-            (info,) = infos.values()
-            # The dim of an index is that of token embeddings.
-            return info if "dense" not in infos else replace(info, dim=1)
+        if len(infos) == 1 and "dense" not in infos:
+            return next(iter(infos.values()))
         fingerprints = "".join(info.fingerprint for info in infos.values())
         return EncoderInfo(
             name=" + ".join(info.name for info in infos.values()),
-            recipe="joined",
-            dim=infos["multi"].dim if "multi" in infos else 1,
+            recipe=JOINED,
+            dim=infos["multi"].dim if "multi" in infos else 1,  # of token embeddings
             fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest()[:32],
             settings={name: _plain(info) for name, info in infos.items()},
         )
+
+    @property
+    def counts(self) -> Any:  # noqa: ANN401
+        """What the first encoder counts, if it does; the others read the same texts."""
+        return getattr(next(iter(self._by_field.values())), "counts", None)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Give how many token embeddings each text has, without running a model."""
+        encoder = self._by_field.get("multi", self._by_field.get("all"))
+        return [0] * len(texts) if encoder is None else list(encoder.count_tokens(texts))
 
     def encode_queries(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
         """Give the fields of each query."""

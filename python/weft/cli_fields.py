@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Indexes of several fields on the command line: how they are opened, asked and measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from weft import evaluation
+from weft.encoders import load
+from weft.encoders.joined import JoinedEncoder
+from weft.errors import InvalidArgumentError
+from weft.fusion import Weighted
+from weft.hybrid import HybridSearcher
+from weft.hybrid_retriever import HybridRetriever
+from weft.index import Index
+from weft.retriever import Retriever
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from weft.evaluation import Run
+    from weft.types import Hits, Progress
+
+
+def open_retriever(
+    path: Path, model: str | None, weights: str | None, threads: int | None
+) -> Retriever | HybridRetriever:
+    """Open an index with its encoder, by what it holds."""
+    index = Index.open(path)
+    if not index.config.fields:
+        if weights is not None:
+            raise InvalidArgumentError(
+                f"--weights {weights}: {path} holds token embeddings alone, expected several fields"
+            )
+        return Retriever.open(path, model=model, threads=threads)
+    fusion = None if weights is None else Weighted(_weights(weights))
+    encoder = None
+    if model is not None:
+        stored = index.info.encoder
+        encoder = JoinedEncoder([load(model, info=stored)])
+    return HybridRetriever.open(path, encoder=encoder, fusion=fusion, threads=threads)
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Read NAME=W,NAME=W."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            found[name.strip()] = float(weight)
+        except ValueError:
+            raise InvalidArgumentError(
+                f"--weights {text}: expected names and numbers, like dense=0.4,multi=0.6"
+            ) from None
+    return found
+
+
+def measure_fields(
+    retriever: HybridRetriever,
+    texts: dict[str, str],
+    *,
+    name: str,
+    depth: int,
+    recall: float,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], dict[str, Run]]:
+    """Answer queries from all fields together and from each alone: facts, and runs by name."""
+    queries = retriever.encode_queries(list(texts.values()))
+    alone = HybridSearcher(retriever.index.searcher())
+    names = [name, *(f"{name} {field}" for field in retriever.fields)]
+    answers: dict[str, list[Hits]] = {one: [] for one in names}
+    times = []
+    for number, query in enumerate(queries, start=1):
+        started = time.perf_counter()
+        answers[name].append(retriever.ask(query, depth, recall=recall))
+        times.append(1_000 * (time.perf_counter() - started))
+        for field in retriever.fields:
+            found = alone.search({field: query[field]}, depth, recall=recall)
+            answers[f"{name} {field}"].append(found)
+        if progress is not None:
+            progress("search", number, len(queries))
+    stored = retriever.index.info.encoder
+    facts = {
+        "queries": len(queries),
+        "documents": len(retriever),
+        "encoder": None if stored is None else f"{stored.name} ({stored.recipe})",
+        "fields": ", ".join(retriever.fields),
+        "fusion": repr(retriever.fusion),
+        "median ms": statistics.median(times),
+    }
+    runs = {
+        one: evaluation.as_run(dict(zip(texts, found, strict=True)))
+        for one, found in answers.items()
+    }
+    return facts, runs
