@@ -81,7 +81,10 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
         ("disk", f"{size(info.n_bytes)}, {per_token:.1f} bytes a token, texts included"),
         ("segments", _segments(info)),
     ]
-    if info.n_empty:
+    if config.fields:
+        held = [*["multi"] * (info.n_tokens > 0), *config.fields]
+        rows.insert(2, ("fields", ", ".join(held)))
+    if info.n_empty and info.n_tokens:
         rows.insert(2, ("empty", f"{count(info.n_empty)} documents without tokens are never found"))
     if info.n_fine:
         codes = f"{config.nbits} bits, rerank {config.rerank or 'none'}"

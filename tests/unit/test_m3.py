@@ -1,75 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe of BGE-M3 on a tiny checkpoint in its layout, compared with the recipe in loops."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 
+import tiny_fields
 import weft
+from tiny_fields import CLS, DIM, EOS, PAD, UNK, WINDOW
 from weft import encoders
 from weft.errors import InvalidArgumentError
 
-WORDS = ["▁the", "▁key", "▁lock", "▁door", "▁turns", "▁year", "▁", "s", "e", "a", "o", "k", "y"]
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-VOCABULARY = [*SPECIAL, *WORDS, "<mask>"]
-CLS, PAD, EOS, UNK = range(4)
-N_HIDDEN, DIM, WINDOW = 32, 16, 600
-TEXTS = [
-    "the key turns the key",
-    "door",
-    "the lock </s> year ≠ the door",  # a special token and an unknown one inside
-    "a lock a key a door a year the keys the years so so so",
-]
-
-
-def write(folder, *, dim=DIM, window=WINDOW, modules=True):
-    """config.json, model.safetensors, tokenizer.json and the two heads, with biases."""
-    import torch
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
-
-    folder.mkdir(parents=True)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = XLMRobertaConfig(
-        vocab_size=len(VOCABULARY), hidden_size=N_HIDDEN, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=48, max_position_embeddings=window + 2,
-        initializer_range=0.3, pad_token_id=PAD,
-    )  # fmt: skip
-    XLMRobertaModel(config).save_pretrained(folder)
-    pieces = [(word, 0.0 if word in SPECIAL else -1.0) for word in VOCABULARY]
-    tokenizer = Tokenizer(models.Unigram(pieces, UNK, byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in [*SPECIAL, "<mask>"]])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", CLS), ("</s>", EOS)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>",
-        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
-        model_max_length=window,
-    ).save_pretrained(folder)  # fmt: skip
-    torch.manual_seed(1)
-    torch.save(
-        {"weight": torch.randn(dim, N_HIDDEN), "bias": torch.randn(dim)},
-        folder / "colbert_linear.pt",
-    )
-    torch.save(
-        {"weight": torch.randn(1, N_HIDDEN), "bias": torch.randn(1)}, folder / "sparse_linear.pt"
-    )
-    if modules:  # as published: for the dense part, with the settings of sentence-transformers
-        (folder / "modules.json").write_text("[]")
-        settings = {"query_prefix": "[Q] "}
-        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    return folder
+TEXTS = tiny_fields.M3_TEXTS
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("m3") / "model")
+    return tiny_fields.write_m3(tmp_path_factory.mktemp("m3") / "model")
 
 
 def load(folder, **more):
@@ -219,7 +167,7 @@ def test_inserted_tokens_count_against_the_length(folder, length):
 
 @pytest.mark.parametrize("head", ["colbert_linear.pt", "sparse_linear.pt"])
 def test_a_missing_head_is_refused(tmp_path, head):
-    folder = write(tmp_path / "model")
+    folder = tiny_fields.write_m3(tmp_path / "model")
     (folder / head).unlink()
     with pytest.raises(InvalidArgumentError, match=f"no {head}, its layer would be random"):
         load(folder)
@@ -228,7 +176,7 @@ def test_a_missing_head_is_refused(tmp_path, head):
 def test_a_head_of_another_model_is_refused(tmp_path):
     import torch
 
-    folder = write(tmp_path / "model")
+    folder = tiny_fields.write_m3(tmp_path / "model")
     torch.save(
         {"weight": torch.zeros(DIM, 8), "bias": torch.zeros(DIM)}, folder / "colbert_linear.pt"
     )

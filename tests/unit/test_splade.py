@@ -6,48 +6,17 @@ import math
 import numpy as np
 import pytest
 
+import tiny_fields
 import tiny_models
 from weft import encoders
 from weft.errors import InvalidArgumentError
 
-TEXTS = ["the key", "Rotate, the lock! [SEP] once", "door of a lock is open every year " * 3]
-WINDOW = 24
-
-
-def write(folder, *, bare=False, masked=True):
-    """RobertaForMaskedLM with a byte-level vocabulary made from TEXTS."""
-    import torch
-    from sentence_transformers import SparseEncoder
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sparse_encoder.modules import SpladePooling
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel, RobertaTokenizerFast
-
-    bare_folder = folder.with_name(folder.name + "-bare")
-    bare_folder.mkdir(parents=True)
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, vocab_size=290, special_tokens=special)
-    tokenizer = RobertaTokenizerFast(tokenizer_object=trained._tokenizer, model_max_length=WINDOW)
-    tokenizer.save_pretrained(bare_folder)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=290, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, max_position_embeddings=WINDOW + 2, initializer_range=0.5,
-        pad_token_id=1, bos_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    (RobertaForMaskedLM if masked else RobertaModel)(config).save_pretrained(bare_folder)
-    if bare:
-        return bare_folder
-    transformer = Transformer(str(bare_folder), transformer_task="fill-mask")
-    SparseEncoder(modules=[transformer, SpladePooling("max")]).save(str(folder))
-    return folder
+TEXTS, WINDOW = tiny_fields.SPLADE_TEXTS, tiny_fields.SPLADE_WINDOW
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("splade") / "model")
+    return tiny_fields.write_splade(tmp_path_factory.mktemp("splade") / "model")
 
 
 def oracle(folder, text):
@@ -87,7 +56,7 @@ def test_weights_of_terms(folder, task, caplog):
 
 
 def test_a_masked_language_model_without_modules(tmp_path):
-    folder = write(tmp_path / "model", bare=True)
+    folder = tiny_fields.write_splade(tmp_path / "model", bare=True)
     encoder = encoders.fields_of(encoders.load(folder, recipe="splade", device="cpu"))
     (found,) = encoder.encode_documents(TEXTS[:1])
     expected = oracle(folder, TEXTS[0])
@@ -95,7 +64,7 @@ def test_a_masked_language_model_without_modules(tmp_path):
 
 
 def test_a_model_without_terms_is_refused(tmp_path):
-    folder = write(tmp_path / "model", bare=True, masked=False)
+    folder = tiny_fields.write_splade(tmp_path / "model", bare=True, masked=False)
     with pytest.raises(InvalidArgumentError, match=r"RobertaModel in config\.json, so its weights"):
         encoders.load(folder, recipe="splade")
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Indexes of several fields from the command line: build, search, eval, info."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny_fields
+import weft
+from weft.cli import app
+
+
+def run(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the model m3, a collection, and the index of all its fields."""
+    folder = tmp_path_factory.mktemp("fields")
+    tiny_fields.write_m3(folder / "m3")
+    data = folder / "data"
+    (data / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "text": text} for i, text in enumerate(tiny_fields.M3_TEXTS)]
+    queries = [{"_id": "q1", "text": "the key"}, {"_id": "q2", "text": "door"}]
+    for name, lines in (("corpus", documents), ("queries", queries)):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = "query-id\tcorpus-id\tscore\nq1\td0\t1\nq2\td1\t1\n"
+    (data / "qrels" / "test.tsv").write_text(judged)
+    status, out, err = run(
+        "build", folder / "all.index", data, "--model", folder / "m3", "--fields", "all", "--json"
+    )
+    assert status == 0, err
+    assert json.loads(out)["encoded"]["n_texts"] == len(documents)
+    return folder
+
+
+def test_search(made):
+    weights = {"multi": 0.5, "dense": 0.3, "sparse": 0.2}
+    given = ",".join(f"{name}={weight}" for name, weight in weights.items())
+    status, out, err = run("search", made / "all.index", "the key", "--weights", given, "--json")
+    assert status == 0, err
+    hits = json.loads(out)["hits"]
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    for hit in hits:
+        total = sum(weight * hit["scores"][name] for name, weight in weights.items())
+        assert hit["score"] == pytest.approx(total)
+    status, out, _ = run("search", made / "all.index", "the key")
+    assert status == 0
+    assert "sparse" in out
+
+
+def test_eval_has_a_line_for_each_field(made):
+    index = made / "all.index"
+    status, out, err = run(
+        "eval", index, "--data", made / "data", "--json", "--measures", "nDCG@10"
+    )
+    assert status == 0, err
+    found = json.loads(out)
+    names = [str(index), *(f"{index} {field}" for field in ("multi", "dense", "sparse")), "bm25"]
+    assert [line["name"] for line in found["lines"]] == names
+
+
+def test_info_names_the_fields(made):
+    status, out, _ = run("info", made / "all.index")
+    assert status == 0
+    assert "multi, dense, sparse" in out
+
+
+def test_fields_of_two_models(made, tmp_path):
+    splade = tiny_fields.write_splade(tmp_path / "splade")
+    index = tmp_path / "two.index"
+    status, _, err = run(
+        "build", index, made / "data", "--dense", made / "dense" / "model", "--sparse", splade
+    )
+    assert status != 0
+    assert "no such folder" in " ".join(err.split())
+    command = ("build", index, made / "data", "--model", made / "m3", "--option", "mcls=true")
+    status, _, err = run(*command, "--fields", "dense,sparse")
+    assert status == 0, err
+    assert weft.Index.open(index).info.n_tokens == 0
+    status, out, err = run("search", index, "the key", "--json")
+    assert status == 0, err
+    assert set(json.loads(out)["hits"][0]["scores"]) == {"dense", "sparse"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fields", "multi,lexical"], "expected some of multi,dense,sparse, or all"),
+        (["--sparse", "MODEL"], "its weights of terms would be random"),
+        (["--queries", "QUERIES", "--fields", "all"], "--queries: expected no more fields"),
+    ],
+)
+def test_wrong_builds(made, tmp_path, words, message):
+    named = {"MODEL": made / "m3", "QUERIES": made / "data" / "queries.jsonl"}
+    words = [named.get(word, word) for word in words]
+    status, _, err = run(
+        "build", tmp_path / "made.index", made / "data", "--model", made / "m3", *words
+    )
+    assert status == 3
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("dense", "expected names and numbers, like dense=0.4"),
+        ("dense=1", "expected one for each field of the query"),
+        ("lexical=1", "field 'lexical': expected one of"),
+    ],
+)
+def test_wrong_weights(made, weights, message):
+    status, _, err = run("search", made / "all.index", "the key", "--weights", weights)
+    assert status == 3
+    assert message in " ".join(err.split())
+
+
+def test_explain_is_of_token_embeddings_alone(made):
+    status, _, err = run("search", made / "all.index", "the key", "--explain")
+    assert status == 3
+    assert "expected an index of token embeddings alone" in " ".join(err.split())
