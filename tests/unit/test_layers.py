@@ -48,7 +48,7 @@ PYTHON_LAYERS = [
     {"distillation", "training_files"},
     {"cli_view", "cli_hits", "cli_options"},
     {"cli_build"},
-    {"cli_demo", "cli_info"},
+    {"cli_demo", "cli_fields", "cli_info"},
     {"cli_eval", "cli_import", "cli_mine", "cli_upkeep"},
     {"cli"},
     {"__main__"},
