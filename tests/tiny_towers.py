@@ -3,6 +3,7 @@
 
 import functools
 import json
+from collections import Counter
 
 SENTENCES = [
     "the key of the lock is turned once every year",
@@ -17,18 +18,28 @@ N_HIDDEN, N_LLM, N_POSITIONS = 32, 48, 128
 
 @functools.cache
 def tokenizer_json():
-    """A Unigram tokenizer trained on the sentences, with the special tokens of XLM-R."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    """A Unigram tokenizer with the pipeline and special tokens of XLM-R.
 
-    tokenizer = Tokenizer(models.Unigram())
+    Its pieces are the letters and the beginnings of words of the sentences, the more frequent ones
+    likelier. The trainer of the library gives other pieces from run to run.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["▁" + word for sentence in SENTENCES for word in sentence.split()]
+    found = Counter(word[:end] for word in words for end in range(2, len(word) + 1))
+    pieces = [
+        piece for piece, n in sorted(found.items(), key=lambda item: (-item[1], item[0])) if n > 1
+    ]
+    letters = sorted({letter for word in words for letter in word})
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    scored = [(piece, -2.0 - 0.01 * rank) for rank, piece in enumerate(pieces)]
+    scored += [(letter, -6.0) for letter in letters]
+    vocabulary = [*((name, 0.0) for name in special), *scored, ("<mask>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=150, special_tokens=[*special, "<mask>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.add_special_tokens([*special, "<mask>"])
     ends = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
@@ -171,6 +182,41 @@ def write_bases(folder, kind="mistral"):
     write_tokenizer(folder / "universal_learner")
     xlmr_config().save_pretrained(folder / "universal_learner")
     llm_config(kind).save_pretrained(folder / "encoder")
+    return folder
+
+
+def dpr_weights(sides=("question", "ctx"), *, pooler=True):
+    """State of two towers; their last layers have gains and offsets, as trained ones do."""
+    import torch
+
+    state = {}
+    for seed, side in enumerate(sides):
+        tower = xlmr(10 + seed, add_pooling_layer=pooler).state_dict()
+        last = "encoder.layer.1.output.LayerNorm"
+        tower[f"{last}.weight"] = torch.rand(N_HIDDEN) * 2.0
+        tower[f"{last}.bias"] = torch.randn(N_HIDDEN)
+        state |= {f"{side}_model.backbone.{name}": value for name, value in tower.items()}
+    return state
+
+
+def write_dpr(folder, *, state=None, **params):
+    """config.json, tokenizer.json, the vocabulary by its misspelt name, and best.pt."""
+    import torch
+
+    write_tokenizer(folder, config=False)
+    (folder / "sentencepece.bpe.model").write_bytes(b"unused")
+    xlmr_config().save_pretrained(folder)
+    torch.save(
+        {
+            "model_dict": dpr_weights() if state is None else state,
+            "optimizer_dict": {"state": {0: {"exp_avg": torch.zeros(1_000)}}, "param_groups": []},
+            "scheduler_dict": {"last_epoch": 3},
+            "offset": 0,
+            "epoch": 2,
+            "encoder_params": {"pooling": "cls", "sequence_length": 40, **params},
+        },
+        folder / "best.pt",
+    )
     return folder
 
 

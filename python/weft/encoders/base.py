@@ -149,11 +149,6 @@ def load(
         )
     recipe = recipe or (info.recipe if info else None)
     chosen = recipe_of(checkpoint) if recipe is None else recipe_named(recipe)
-    if chosen.module is None:
-        raise InvalidArgumentError(
-            f"model {checkpoint.name}: a checkpoint of the recipe {chosen.name!r}, which this "
-            f"version cannot encode with yet"
-        )
     try:
         module = import_module(chosen.module)
     except ImportError as error:

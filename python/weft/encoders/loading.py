@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
+import zipfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from weft.errors import InvalidArgumentError, MissingExtraError, WeftError
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 
     from weft.encoders.checkpoint import Checkpoint
     from weft.encoders.windowed import Options
+
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError,
+    AttributeError, AssertionError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What the reader of pickles raises on damaged ones."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
@@ -78,6 +86,28 @@ def load_model(checkpoint: Checkpoint, folder: Path, options: Options) -> PreTra
             )  # fmt: skip
     finally:
         transformers_logging.set_verbosity(verbosity)
+    require_complete(checkpoint, report["missing_keys"])
+    return model
+
+
+def build_model(
+    checkpoint: Checkpoint, folder: Path, weights: dict[str, torch.Tensor], options: Options
+) -> PreTrainedModel:
+    """Make the transformer that a folder's config.json describes from weights that lie elsewhere.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such file, or weights are missing.
+    """
+    with loading(checkpoint.name):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            kind = type(AutoModel.from_config(config))
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=weights, dtype=options.torch_dtype(),
+            output_loading_info=True,
+        )  # fmt: skip
     require_complete(checkpoint, report["missing_keys"])
     return model
 
@@ -158,8 +188,10 @@ def unpickled(path: Path, device: str = "cpu") -> dict[str, Any]:
         If it holds anything else, or is no pickle.
     """
     try:
-        held = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # What is not used, such as the state of an optimiser, is then never read.
+        mapped = device == "cpu" and zipfile.is_zipfile(path)
+        held = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidArgumentError(f"{path}: not a file of tensors alone: {reason}") from error
     if not isinstance(held, dict):

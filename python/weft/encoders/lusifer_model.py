@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import AutoConfig, AutoModel
 
-from weft.encoders.loading import loading, read_weights, require_complete, unpickled
+from weft.encoders.loading import build_model, read_weights, unpickled
 from weft.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -127,10 +126,10 @@ def build(
     dtype = options.torch_dtype()
     lora = (float(config.get("lora_alpha", 32)), int(config.get("loar_r", 16)))
     named = merged(state, "universal_learner.", *lora)
-    learner = _transformer(checkpoint, bases / "universal_learner", named, dtype)
+    learner = build_model(checkpoint, bases / "universal_learner", named, options)
     named = merged(state, "encoder.", *lora)
     named = {name.removeprefix("model."): value for name, value in named.items()}
-    llm = _transformer(checkpoint, bases / "encoder", named, dtype)
+    llm = build_model(checkpoint, bases / "encoder", named, options)
     added = state.get("connection_module.added_tokens", torch.zeros(0, llm.config.hidden_size))
     n_added = int(config.get("num_added_tokens", 0))
     if len(added) != n_added:
@@ -214,20 +213,6 @@ def merged(state: Weights, prefix: str, alpha: float, rank: int) -> Weights:
         change = one["B"].float() @ one["A"].float()
         plain[f"{layer}.weight"] = (weight.float() + (alpha / rank) * change).to(weight.dtype)
     return plain
-
-
-def _transformer(
-    checkpoint: Checkpoint, folder: Path, named: Weights, dtype: torch.dtype
-) -> PreTrainedModel:
-    with loading(checkpoint.name):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        with torch.device("meta"):
-            kind = type(AutoModel.from_config(config))
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=named, dtype=dtype, output_loading_info=True
-        )
-    require_complete(checkpoint, report["missing_keys"])
-    return model
 
 
 def _connector(state: Weights, kind: str) -> torch.nn.Sequential:

@@ -38,14 +38,14 @@ class Recipe:
     recognises
         Whether a checkpoint is laid out for it.
     module
-        Where it is written; None where this version reads the layout but cannot encode with it.
+        Where it is written.
     gives
         The field its vectors are for: "multi", "dense" (documents of one row), "sparse" or "all".
     """
 
     name: str
     recognises: Callable[[Checkpoint], bool]
-    module: str | None
+    module: str
     gives: str = "multi"
 
 
@@ -109,7 +109,7 @@ def _is_asked_for(checkpoint: Checkpoint) -> bool:
 RECIPES = (
     Recipe("m3", _is_m3, "weft.encoders.m3", "all"),
     Recipe("lusifer", _is_lusifer, "weft.encoders.lusifer", "dense"),
-    Recipe("dpr", _is_dpr, None, "dense"),
+    Recipe("dpr", _is_dpr, "weft.encoders.dpr", "dense"),
     Recipe("pylate", _is_pylate, "weft.encoders.pylate"),
     Recipe("stanford", _is_stanford, "weft.encoders.stanford"),
     Recipe("splade", _is_splade, "weft.encoders.splade", "sparse"),
