@@ -353,9 +353,19 @@ class _Miner:
             else:
                 columns.append(self._allowed(ranked, positives, taken, least[ranker])[start:end])
         candidates = []
+        seen: set[str] = set()
         for one in chain.from_iterable(zip_longest(*columns)):
-            if one is not None and self._is_new(one.id, taken, "same text as another"):
+            if one is None:
+                continue
+            text_of = same_text(self._text(one.id))
+            if one.id in seen:
+                self.mined.dropped["found by several"] += 1
+            elif text_of in taken:
+                self.mined.dropped["same text as another"] += 1
+            else:
                 candidates.append(one)
+                taken.add(text_of)
+            seen.add(one.id)
         stream = random.Random(f"{rule.seed}\x1f{query}")
         chosen = self._choose(candidates, stream)
         if rule.fill and len(chosen) < rule.n:
@@ -423,14 +433,6 @@ class _Miner:
             if score > bound:
                 return "within the margin"
         return None
-
-    def _is_new(self, name: str, taken: set[str], reason: str) -> bool:
-        text = same_text(self._text(name))
-        if text in taken:
-            self.mined.dropped[reason] += 1
-            return False
-        taken.add(text)
-        return True
 
     def _choose(self, candidates: list[Negative], stream: random.Random) -> list[Negative]:
         n = self._rule.n

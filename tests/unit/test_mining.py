@@ -102,8 +102,10 @@ def test_copies_are_no_negatives():
 
 def test_several_rankers_take_turns():
     rankers = [ranked("a", q=[10, 11, 12, 13]), ranked("b", q=[20, 11, 21, 22, 23])]
-    examples, _ = mined(MiningRule(6), rankers)
+    examples, found = mined(MiningRule(6), rankers)
     assert numbers(examples["q"]) == [10, 20, 11, 12, 21, 13]
+    assert found.dropped["found by several"] == 1 + 39  # d11 for q; for r both have the same list
+    assert found.dropped["same text as another"] == 0
     assert [negative.ranker for negative in examples["q"].negatives] == list("abaaba")
     assert examples["q"].negatives[4].rank == 2
     with pytest.raises(InvalidArgumentError, match=r"\['a', 'a'\]: expected at least one, each"):
