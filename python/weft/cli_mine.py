@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft import encoders, evaluation, sources
+from weft.cli_fields import open_retriever
 from weft.cli_options import Json, NoProgress, Quiet, Threads, examples
 from weft.cli_view import View, as_json, count, pairs
 from weft.distillation import EPSILON, NORMALISE, distill
 from weft.errors import IndexExistsError, InvalidArgumentError
 from weft.evaluation import Collection
+from weft.hybrid_retriever import HybridRetriever
 from weft.lexical import BM25
 from weft.mining import PRESETS, Example, MiningRule, mine, preset
 from weft.retriever import Retriever
-from weft.scorers import BM25Scorer, IndexScorer, RunScorer, index_similarity
+from weft.scorers import BM25Scorer, HybridScorer, IndexScorer, RunScorer, index_similarity
 from weft.storage import os_errors
 from weft.training_files import KINDS, write_examples
 from weft.types import Document
@@ -276,7 +278,10 @@ def _scorer(
 ) -> Ranker:
     path = Path(who)
     if path.is_dir():
-        return IndexScorer(Retriever.open(path, threads=threads), who)
+        found = open_retriever(path, None, None, threads)
+        if isinstance(found, HybridRetriever):
+            return HybridScorer(found, who)
+        return IndexScorer(found, who)
     if who == "bm25":
         texts = (Document(name, text) for name, text in documents.items())
         return BM25Scorer(BM25(texts, progress=progress))

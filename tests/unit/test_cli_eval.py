@@ -84,12 +84,11 @@ def test_an_index_with_exact_search_and_bm25_beside_it(collection, tmp_path):
     retriever.add(evaluation.Collection(collection).corpus)
     from weft import cli_eval
 
-    opened = weft.Retriever.open
     patch = pytest.MonkeyPatch()
     patch.setattr(
-        cli_eval.Retriever,
-        "open",
-        staticmethod(lambda path, **_: opened(path, model=FakeEncoder())),
+        cli_eval,
+        "open_retriever",
+        lambda path, *_: weft.Retriever.open(path, model=FakeEncoder()),
     )
     try:
         found = as_json(

@@ -91,6 +91,7 @@ def test_from_a_collection_to_training_files(made):
 def test_an_index_and_a_run_find_candidates(made, monkeypatch):
     retriever = weft.Retriever.create("made.index", FakeEncoder())
     retriever.add(made.corpus)
+    monkeypatch.setattr(cli_mine, "open_retriever", lambda *_: retriever)
     monkeypatch.setattr(cli_mine.Retriever, "open", staticmethod(lambda _path, **_: retriever))
     evaluation.write_run("far.trec", {f"q{i}": {"d59": 1.0, "d58": 0.5} for i in range(8)})
     found = as_json("mine", "n.jsonl", "--data", "made", "--with", "made.index",
