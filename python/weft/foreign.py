@@ -323,7 +323,9 @@ class _PtFiles:
         if not hasattr(found, "detach"):
             raise CorruptIndexError(f"{path}: {type(found).__name__}, expected a tensor", str(path))
         tensor = found.detach()
-        array: NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        array: NDArray[Any] = (
+            tensor.float() if "bfloat16" in str(tensor.dtype) else tensor
+        ).numpy()
         return array
 
     def _read(self, name: str) -> Any:  # noqa: ANN401
@@ -369,7 +371,13 @@ class _Metadata:
             "SELECT * FROM METADATA WHERE _subset_ >= ? AND _subset_ < ?", first, last
         ):
             fields = dict(zip(self._fields, row, strict=True))
-            document = found[fields.pop("_subset_") - first]
+            number = fields.pop("_subset_")
+            if type(number) is not int or not first <= number < last:
+                raise CorruptIndexError(
+                    f"{self._path}: _subset_ is {number!r}, asked for {first} to {last - 1}",
+                    str(self._path),
+                )
+            document = found[number - first]
             for name, value in fields.items():
                 if isinstance(value, str | int | float):
                     document[name] = value
@@ -380,7 +388,7 @@ class _Metadata:
     def _select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise CorruptIndexError(f"{self._path}: {error}", str(self._path)) from error
 
     def lost(self) -> list[str]:

@@ -360,7 +360,9 @@ def load_npy(path: Path) -> NDArray[Any]:
             raise InvalidArgumentError(f"{path}: not a .npy file by its first bytes")
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy's parser of the header raises whatever Python's does
         raise InvalidArgumentError(f"{path}: not a .npy array of numbers ({error})") from error
     return array
 

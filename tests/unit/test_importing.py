@@ -3,10 +3,12 @@
 
 import json
 import pickle
+import random
 import re
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import weft
@@ -23,6 +25,7 @@ from helpers import ragged_docs
 from weft import errors, sources
 from weft.cli import app
 from weft.exporting import stored_rows
+from weft.foreign import ForeignIndex
 
 DIM = 16
 
@@ -296,6 +299,19 @@ def test_damaged_files_of_torch(docs, tmp_path):
         weft.import_index(tmp_path / "c.index", folder)
 
 
+def test_files_of_old_versions_of_torch(docs, tmp_path):
+    found = Quantised(docs, 2)
+    folder = write_colbert(tmp_path / "old", found)
+    codes = torch.load(folder / "1.codes.pt")
+    torch.save(codes, folder / "1.codes.pt", _use_new_zipfile_serialization=False)
+    centroids = torch.from_numpy(found.centroids)
+    torch.save(centroids.to(torch.bfloat16), folder / "centroids.pt")
+    weft.import_index(tmp_path / "new.index", folder)
+    index = weft.Index.open(tmp_path / "new.index")
+    for number, doc in enumerate(stored_rows(index.searcher(), [str(i) for i in range(20)])):
+        assert (doc * found.decoded[number]).sum(axis=1).min() > 0.999
+
+
 def test_torch_is_asked_for_where_it_is_needed(docs, tmp_path, monkeypatch):
     found = Quantised(docs, 4)
     write_colbert(tmp_path / "pt", found)
@@ -340,6 +356,58 @@ def test_damaged_id_maps(docs, tmp_path):
         path.write_bytes(whole[:i])
         with pytest.raises(errors.CorruptIndexError):
             weft.import_index(tmp_path / "new.index", folder)
+
+
+def mutated(data, chance):
+    """The bytes with a few of them changed, cut off or put in."""
+    data = bytearray(data)
+    how = chance.random()
+    if how < 0.6 and data:
+        for _ in range(chance.choice((1, 2, 8))):
+            data[chance.randrange(min(len(data), chance.choice((128, 10**9))))] = chance.randrange(
+                256
+            )
+    elif how < 0.8:
+        del data[chance.randrange(len(data) + 1) :]
+    else:
+        at = chance.randrange(len(data) + 1)
+        data[at:at] = chance.randbytes(chance.randrange(1, 9))
+    return bytes(data)
+
+
+def put(data, file):
+    """Put a new file in the place of one that may still be mapped."""
+    beside = file.parent.with_name("beside")
+    beside.write_bytes(data)
+    beside.replace(file)
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy and torch wonder about such files
+@pytest.mark.parametrize("layout", ["chunks", "merged", "next-plaid", "colbert"])
+def test_mutated_files_are_read_or_refused(docs, tmp_path, layout):
+    found, folder = Quantised(docs, 4), tmp_path / "old"
+    if layout == "colbert":
+        write_colbert(folder, found)
+    elif layout == "next-plaid":
+        write_next_plaid(folder, found, rows=True)
+    else:
+        write_npy_folder(folder, found, merged=layout == "merged")
+    write_id_maps(folder, {i: f"d{i}" for i in range(20)})
+    write_metadata(folder, {"lang": "TEXT"}, [{"lang": "ja"}] * 20)
+    chance = random.Random(5)
+    outcomes = set()
+    for _ in range(250):
+        file = chance.choice(sorted(folder.iterdir()))
+        whole = file.read_bytes()
+        put(mutated(whole, chance), file)
+        try:
+            for block in ForeignIndex(folder, None):
+                assert len(block.values) == block.offsets[-1]
+            outcomes.add("read")
+        except errors.CorruptIndexError:
+            outcomes.add("refused")
+        put(whole, file)
+    assert outcomes == {"read", "refused"}
 
 
 def test_what_is_no_index(tmp_path):
