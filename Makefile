@@ -41,10 +41,13 @@ tsan:       ## the C++ tests under the thread sanitizer
 	cmake --build build/tsan
 	ctest --test-dir build/tsan --output-on-failure
 
-fuzz:       ## byte edits on valid containers, a hundred times as many as in the gate
-	cmake -S tests/cpp -B build/fuzz -G Ninja -DWEFT_SANITIZE=address,undefined
-	cmake --build build/fuzz --target fuzz_container
-	build/fuzz/fuzz_container 2000000
+fuzz:       ## edited containers, a hundred times as many as in the gate, and edited codecs and segments
+	cmake -S . -B build/fuzz -G Ninja -DWEFT_SANITIZE=address,undefined -DWEFT_BUILD_TESTS=ON \
+	  -DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON
+	cmake --build build/fuzz --target fuzz_container fuzz_index
+	build/fuzz/tests/cpp/fuzz_container 2000000
+	ASAN_OPTIONS=hard_rss_limit_mb=2048 TMPDIR=$$(test -d /dev/shm && echo /dev/shm || echo /tmp) \
+	  build/fuzz/tests/cpp/fuzz_index 1000000
 
 bench:
 	pytest bench
