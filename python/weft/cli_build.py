@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -274,12 +275,14 @@ def _recipe_for(field: str, model: str) -> str | None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE: true, false and whole numbers are such, everything else is a text."""
+    """Read NAME=VALUE: true, false and plain numbers are such, everything else is a text."""
     name, found, value = text.partition("=")
     if not name or not found:
         raise InvalidArgumentError(f"--option {text}: expected NAME=VALUE")
     if value in {"true", "false"}:
         return name, value == "true"
+    if re.fullmatch(r"[0-9]+\.[0-9]+", value):
+        return name, float(value)
     return name, int(value) if value.isascii() and value.isdecimal() else value
 
 

@@ -258,6 +258,57 @@ def test_swapping_the_towers_changes_the_ranking(tmp_path, folder):
     )
 
 
+def test_beside_token_embeddings(tmp_path, folder):
+    encoder = load(folder)
+    both = encoders.fields_of(encoder)
+    texts = PASSAGES[:3]
+    config = both.config(["dense"])
+    retriever = weft.HybridRetriever.create(tmp_path / "made.index", both, config=config)
+    retriever.add(weft.Document(f"d{i}", text) for i, text in enumerate(texts))
+    for query in QUERIES:
+        products = [float(query_vector(query) @ passage_vector(text)) for text in texts]
+        best = sorted(range(3), key=lambda i: -products[i])
+        assert [hit.id for hit in retriever.search(query)] == [f"d{i}" for i in best]
+
+
+def test_from_the_command_line(tmp_path, folder):
+    from typer.testing import CliRunner
+
+    from weft.cli import app
+
+    def write(name, lines):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+    texts = [*PASSAGES[:3], *(f"{word}\nopen the door" for word in LONG.split()[:20])]
+    write("corpus.jsonl", [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)])
+    write("queries.jsonl", [{"_id": f"q{i}", "text": text} for i, text in enumerate(QUERIES)])
+    (tmp_path / "qrels").mkdir()
+    grades = "".join(f"q{i}\td{i}\t1\n" for i in range(3))
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + grades)
+    index = str(tmp_path / "made.index")
+    for words in (
+        [
+            "build",
+            index,
+            str(tmp_path / "corpus.jsonl"),
+            "--model",
+            str(folder),
+            "--option",
+            "max_norm=60.5",
+        ],
+        ["eval", index, "--data", str(tmp_path), "--json"],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.stderr
+    ranks = []
+    for i, query in enumerate(QUERIES):
+        products = [float(query_vector(query) @ passage_vector(text)) for text in texts]
+        ranks.append(1 + sum(other > products[i] for other in products))
+    expected = sum(1 / rank if rank <= 10 else 0.0 for rank in ranks) / len(ranks)
+    assert f'"RR@10": {expected:.3f}'[:-1] in done.stdout
+    assert weft.Index.open(index).info.encoder.settings["max_norm"] == 60.5
+
+
 def test_too_long_a_vector_is_refused(folder):
     with pytest.raises(InvalidArgumentError, match=r"length .* at most max_norm=2.5; build"):
         rows(load(folder, max_norm=2.5), PASSAGES)

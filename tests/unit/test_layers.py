@@ -43,7 +43,7 @@ PYTHON_LAYERS = [
     {"retriever"},
     {"hybrid_retriever"},
     {"evaluation", "lexical", "demo"},
-    {"comparison", "scorers"},
+    {"comparison", "protocols", "scorers"},
     {"mining"},
     {"distillation", "training_files"},
     {"cli_view", "cli_hits", "cli_options"},

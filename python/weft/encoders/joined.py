@@ -27,10 +27,10 @@ _GIVES = {recipe.name: recipe.gives for recipe in RECIPES}
 def fields_of(*encoders: Encoder) -> JoinedEncoder:
     """Give encoders of `weft.encoders.load` as one encoder of fields, for `weft.HybridRetriever`.
 
-    BGE-M3 makes all fields in one pass. Any other encoder makes one, by its recipe: "dense" and
-    "lusifer" the field `dense`, "splade" the field `sparse`, all others `multi`. For a dense and a
-    sparse vector a text is read in one pass, so one that is too long loses its end, which is
-    counted and logged as a warning.
+    BGE-M3 makes all fields in one pass. Any other encoder makes one, by its recipe: "dense",
+    "lusifer" and "dpr" the field `dense`, "splade" the field `sparse`, all others `multi`. For a
+    dense and a sparse vector a text is read in one pass, so one that is too long loses its end,
+    which is counted and logged as a warning.
 
     Raises
     ------
