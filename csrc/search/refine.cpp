@@ -24,10 +24,11 @@ constexpr float kReach = 1.0f;
 }  // namespace
 
 Scorer best_scorer(const Segment& segment) noexcept {
-  if (!segment.rows().empty() || !segment.has_codes()) {
+  // What it says it stores counts: of a segment without tokens, every array is empty.
+  if (segment.rerank() == Rerank::f16 || !segment.has_codes()) {
     return Scorer::rows;
   }
-  const bool precise = !segment.plane().empty() || segment.codec()->nbits() == 8;
+  const bool precise = segment.rerank() == Rerank::plane || segment.codec()->nbits() == 8;
   return precise ? Scorer::decoded : Scorer::codes;
 }
 

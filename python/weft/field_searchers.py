@@ -63,6 +63,9 @@ class RowSearcher(Protocol):
     ) -> NDArray[np.float32]:
         """As `Searcher.score_places`."""
 
+    def scores_are_exact(self, hits: Hits) -> bool:
+        """As `Searcher.scores_are_exact`."""
+
 
 class DenseSearcher:
     """The dense vectors of one generation of an index. Made by `Searcher.dense`.
@@ -147,10 +150,27 @@ class DenseSearcher:
         row, factor = dense_query(query, self._config)
         return _scores(self._rows.score(row, ids), factor)
 
+    def scores_are_exact(self, hits: Hits) -> bool:
+        """Tell whether the scores of a search are those that `score` gives."""
+        return self._rows.scores_are_exact(hits)
+
     def score_places(self, query: object, places: Sequence[Place]) -> NDArray[np.float32]:
         """Score documents whose places are known, as `score` does."""
         row, factor = dense_query(query, self._config)
         return _scores(self._rows.score_places(row, places), factor)
+
+
+def _candidates(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """Give the documents with the k highest scores above 0, and all that tie with the last."""
+    highest = scores.max(initial=0)
+    for share in (0.5, 0.25, 0.0):  # most documents are far below the best: look at few
+        docs = np.flatnonzero(scores > share * highest)
+        if len(docs) >= k:
+            break
+    values = scores[docs]
+    if len(docs) > k:
+        docs = docs[values >= np.partition(values, len(values) - k)[len(values) - k]]
+    return docs
 
 
 def _scores(found: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
@@ -161,9 +181,8 @@ def _scores(found: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
 
 def _scaled(hits: Hits, factor: float) -> Hits:
     """Give hits with their scores multiplied; a document's vector is of no passage."""
-    return hits.replace(
-        dataclasses.replace(hit, score=hit.score * factor, passage=None) for hit in hits
-    )
+    scores = _scores(np.array(hits.scores, np.float32), factor).tolist()
+    return hits.replace(Hit(doc_id, score) for doc_id, score in zip(hits.ids, scores, strict=True))
 
 
 class SparseSearcher:
@@ -285,11 +304,8 @@ class SparseSearcher:
             if allowed is not None:
                 mask = as_mask(allowed.bitmaps[number], len(scores))
                 kept = mask if kept is None else kept & mask
-            docs = np.flatnonzero(scores if kept is None else scores * kept)
+            docs = _candidates(scores if kept is None else scores * kept, k)
             values = scores[docs]
-            if len(docs) > k:  # all that tie with the k-th stay, for ids to decide
-                least = np.partition(values, len(values) - k)[len(values) - k]
-                docs, values = docs[values >= least], values[values >= least]
             ids = self._snapshot.segments[number].native.ids(docs.astype(np.uint32))
             found += zip(map(document_id, ids), self._scores(values).tolist(), strict=True)
         return sorted(found, key=lambda pair: (-pair[1], pair[0].encode()))[:k]

@@ -101,7 +101,7 @@ class HybridSearcher:
         k, where, allow
             As for `Searcher.search`. No more documents are given than are candidates.
         recall, params
-            As for `Searcher.search`, of the field `multi` alone.
+            As for `Searcher.search`: of `multi` and `dense`, and of `multi` alone.
 
         Returns
         -------
@@ -124,9 +124,11 @@ class HybridSearcher:
         listed = self._fusion.listed(fields)
         for name in listed:
             started = time.perf_counter()
-            options = {"recall": recall, "params": params} if name == "multi" else {}
+            options: dict[str, Any] = {} if name == "sparse" else {"recall": recall}
+            if name == "multi":
+                options["params"] = params
             hits = legs[name].search(depth, options, where, allow)
-            lists[name] = {hit.id: hit.score for hit in hits}
+            lists[name] = dict(zip(hits.ids, hits.scores, strict=True))
             answers.append(hits)
             timings[name] = 1_000 * (time.perf_counter() - started)
         started = time.perf_counter()
@@ -164,9 +166,12 @@ class HybridSearcher:
         places = self._searcher.places(candidates)
         exact = {}
         for name in names:
-            scores = legs[name].rescore(places)
+            known = dict(lists.get(name, {})) if legs[name].exact else {}
+            absent = [at for at, doc in enumerate(candidates) if doc not in known]
+            scores = legs[name].rescore([places[at] for at in absent])
             scores = np.where(np.isfinite(scores), scores, 0.0)
-            exact[name] = dict(zip(candidates, scores.tolist(), strict=True))
+            known.update(zip((candidates[at] for at in absent), scores.tolist(), strict=True))
+            exact[name] = known
         return exact
 
     def _leg(self, name: str, query: object) -> _Leg:
@@ -190,6 +195,9 @@ def _fields_of(query: object) -> tuple[str, ...]:
 
 class _Leg:
     """One field with what is asked of it."""
+
+    exact = True
+    """Whether a search gives the scores that `rescore` does."""
 
     def search(
         self,
@@ -219,8 +227,9 @@ class _Multi(_Leg):
         allow: Iterable[str] | None,
     ) -> Hits:
         hits = self._searcher.search(self._rows, depth, where=where, allow=allow, **options)
+        self.exact = self._searcher.scores_are_exact(hits)
         n = len(self._rows)
-        return hits.replace(dataclasses.replace(hit, score=hit.score / n) for hit in hits)
+        return hits.replace(Hit(hit.id, hit.score / n) for hit in hits)
 
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
         found = self._searcher.score_places(self._rows, places).astype(np.float64)
@@ -238,7 +247,9 @@ class _Dense(_Leg):
         where: Mapping[str, Any] | None,
         allow: Iterable[str] | None,
     ) -> Hits:
-        return self._searcher.search(self._query, depth, where=where, allow=allow)
+        hits = self._searcher.search(self._query, depth, where=where, allow=allow, **options)
+        self.exact = self._searcher.scores_are_exact(hits)
+        return hits
 
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
         return self._searcher.score_places(self._query, places)

@@ -219,6 +219,10 @@ class Searcher:
         rows = query_rows(query, self._manifest.config.dim)
         return self.score_places(rows, self._snapshot.places(ids))
 
+    def scores_are_exact(self, hits: Hits) -> bool:
+        """Tell whether the scores of a search are those that `score` gives."""
+        return self._snapshot.codec is None or hits.operating_point.params.nrerank > 0
+
     def places(self, ids: Sequence[str]) -> list[Place]:
         """Give where documents are, for `score_places`."""
         return self._snapshot.places(ids)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README and evaluation.md say is so: examples run, commands and options exist."""
+"""What README, evaluation.md and hybrid.md say is so: examples run, commands and options exist."""
 
 import re
 import subprocess
@@ -14,7 +14,9 @@ from weft.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "evaluation.md").read_text()
+PAGES = README + "".join(
+    (ROOT / "docs" / name).read_text() for name in ("evaluation.md", "hybrid.md")
+)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGES, re.DOTALL)
 DEMO = "pip install -c constraints.txt '.[demo]' && weft demo"
 TEST = "pip install -c constraints.txt '.[test]' && pytest"
@@ -53,7 +55,14 @@ def test_options_shown_exist():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/evaluation.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/evaluation.md",
+        "docs/hybrid.md",
+    ],
 )
 def test_links(page):
     text = (ROOT / page).read_text()
