@@ -171,8 +171,9 @@ class Build:
         entries = [segment.entry for segment in segments]
         if dense is None or not dense.trained:
             entries = (worth_merging if asked else must_be_merged)(entries, self._max_ram)
-            asked = asked or self._has_room_for(entries)
-        if not entries or not asked:
+            if not asked and not self._has_room_for(entries):
+                return segments
+        if not entries:
             return segments
         chosen = [segment for segment in segments if segment.entry in entries]
         kept = tuple(segment for segment in segments if segment.entry not in entries)
@@ -234,7 +235,7 @@ class Build:
         stored_ids = native.ids(np.array(windows, np.uint32))
         starts = [i for i, stored in enumerate(stored_ids) if starts_document(stored)]
         first_windows = [windows[i] for i in starts]
-        dense_windows = np.flatnonzero(live_lengths(segment)).tolist()
+        dense_windows = np.flatnonzero(live_lengths(segment, "dense")).tolist()
         sparse = ((doc, pack(v)) for doc, v in segment.sparse.vectors()) if segment.sparse else ()
         found = [(None, {}) if store is None else store.get(windows[i]) for i in starts]
         places = [
@@ -437,7 +438,7 @@ class Build:
         spooled: NDArray[np.uint32],
         pieces: int = PIECES,
     ) -> TuningQueries:
-        stored = [_live_lengths(segment) for segment in kept]
+        stored = [live_lengths(segment, "multi") for segment in kept]
         lengths = np.concatenate([*stored, spooled]).astype(np.int64)
         first_window = np.cumsum([0, *(len(found) for found in stored)])
         row_starts = np.concatenate([[0], np.cumsum(spooled, dtype=np.int64)])
@@ -482,16 +483,9 @@ def _at(found: Iterable[tuple[int, bytes]], windows: Sequence[int]) -> list[byte
     return [values.get(window) for window in windows]
 
 
-def _live_lengths(segment: OpenSegment) -> NDArray[np.int64]:
-    """Give the tokens of each window; deleted ones have none."""
-    lengths = segment.native.lengths().astype(np.int64)
-    lengths[as_mask(segment.deleted, len(lengths))] = 0
-    return lengths
-
-
 def _stored_rows(segment: OpenSegment) -> Iterator[Rows]:
     """Walk over the best that a segment stores of its rows, as float16; none of deleted windows."""
-    lengths = _live_lengths(segment)
+    lengths = live_lengths(segment, "multi")
     n = len(lengths)
     for first in range(0, n, BLOCK_WINDOWS):
         windows = range(first, min(first + BLOCK_WINDOWS, n))

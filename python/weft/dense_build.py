@@ -68,7 +68,7 @@ class DenseBuild:
         for doc, _ in self._spool.vectors("dense", 0, len(lengths)):
             lengths[doc] = 1
         self.lengths = lengths
-        n_kept = sum(int(live_lengths(segment).sum()) for segment in kept)
+        n_kept = sum(int(live_lengths(segment, "dense").sum()) for segment in kept)
         n = n_kept + int(lengths.sum())
         trains = n >= defaults.codec_tokens and (self.codec is None or retrain)
         old = (row for segment in kept for row in stored_vectors(segment)) if trains else iter(())
@@ -148,9 +148,9 @@ def _joined(rows: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(some)
 
 
-def live_lengths(segment: OpenSegment) -> NDArray[np.int64]:
-    """Give 1 for each window with a dense vector that is not deleted, else 0."""
-    lengths = segment.lengths("dense").astype(np.int64)
+def live_lengths(segment: OpenSegment, field: str) -> NDArray[np.int64]:
+    """Give how many rows or terms a field has of each window; deleted ones have none."""
+    lengths = segment.lengths(field).astype(np.int64)
     lengths[as_mask(segment.deleted, len(lengths))] = 0
     return lengths
 
@@ -158,5 +158,5 @@ def live_lengths(segment: OpenSegment) -> NDArray[np.int64]:
 def stored_vectors(segment: OpenSegment) -> Iterator[bytes]:
     """Give what a segment stores of its vectors, as float16; none of deleted documents."""
     if segment.dense is not None:
-        for window in np.flatnonzero(live_lengths(segment)).tolist():
+        for window in np.flatnonzero(live_lengths(segment, "dense")).tolist():
             yield segment.dense.rows(window).astype(np.float16).tobytes()
