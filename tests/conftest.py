@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
     }
     for item in items:
         for marker, reason in absent.items():
-            if reason is not None and marker in item.keywords:
+            if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

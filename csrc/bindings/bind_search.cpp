@@ -192,9 +192,36 @@ py::tuple truth_result(const Truth& truth) {
   return py::make_tuple(docs, scores);
 }
 
+py::dict devices() {
+  BackendStatus status;
+  {
+    const py::gil_scoped_release release;
+    status = backend_status();
+  }
+  py::list found;
+  for (const DeviceInfo& one : status.devices) {
+    py::dict row;
+    row["device"] = one.device;
+    row["name"] = one.name;
+    row["compute_capability"] = concat(one.major, ".", one.minor);
+    row["free_bytes"] = one.free_bytes;
+    row["total_bytes"] = one.total_bytes;
+    found.append(row);
+  }
+  py::dict out;
+  out["state"] = status.state;
+  out["message"] = status.message;
+  out["library"] = status.library;
+  out["toolkit"] = status.toolkit;
+  out["devices"] = found;
+  return out;
+}
+
 }  // namespace
 
 void bind_search(py::module_& module) {
+  module.def("devices", &devices);
+  module.def("use_backend", &use_backend, py::arg("library"));
   py::class_<SearchParams>(module, "SearchParams")
       .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nskim,
                        uint32_t nrefine, uint32_t nrerank, bool exhaustive, bool pruned,
@@ -221,16 +248,27 @@ void bind_search(py::module_& module) {
       .def_readonly("path", &FoundRows::path);
 
   py::class_<Searcher>(module, "Searcher")
-      .def(
-          py::init([](const std::vector<std::shared_ptr<Segment>>& segments,
-                      const std::shared_ptr<Codec>& codec, size_t threads, const Bitmaps& deleted) {
-            const std::vector<std::shared_ptr<const Segment>> shared(segments.begin(),
-                                                                     segments.end());
-            return std::make_unique<Searcher>(shared, codec, threads,
-                                              bitmaps_of(shared, "deleted", deleted));
-          }),
-          py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0,
-          py::arg("deleted") = py::none())
+      .def(py::init([](const std::vector<std::shared_ptr<Segment>>& segments,
+                       const std::shared_ptr<Codec>& codec, size_t threads, const Bitmaps& deleted,
+                       const std::string& device) {
+             const std::vector<std::shared_ptr<const Segment>> shared(segments.begin(),
+                                                                      segments.end());
+             std::shared_ptr<const Resident> resident;
+             {
+               const py::gil_scoped_release release;
+               resident = make_resident(device, shared, codec.get());
+             }
+             return std::make_unique<Searcher>(shared, codec, threads,
+                                               bitmaps_of(shared, "deleted", deleted), resident);
+           }),
+           py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0,
+           py::arg("deleted") = py::none(), py::arg("device") = "cpu")
+      .def_property_readonly("device",
+                             [](const Searcher& searcher) {
+                               return searcher.resident() == nullptr
+                                          ? std::string("cpu")
+                                          : searcher.resident()->device();
+                             })
       .def("search", &search, py::arg("query"), py::arg("k"), py::arg("params"),
            py::arg("allow") = py::none())
       .def("search_batch", &search_batch, py::arg("values"), py::arg("offsets"), py::arg("k"),

@@ -77,10 +77,6 @@ py::dict info() {
   out["version"] = WEFT_VERSION;
   out["isa"] = kernels::active().name;
   out["isas"] = isas;
-  py::list devices;
-  devices.append("cpu");
-  out["devices"] = devices;
-  out["cuda_build"] = false;
   out["format"] = 1;
   out["threads"] = default_threads();
   return out;

@@ -27,12 +27,18 @@ unsigned shift_for(double bound) {
   return shift;
 }
 
+BaseGrid base_grid(const PreparedQuery& query, const Codec& codec) {
+  const unsigned shift = shift_for(query.longest * codec.longest_fine());
+  return {shift, query.scale * codec.fine_scale() * std::ldexp(1.0f, static_cast<int>(shift))};
+}
+
 void BaseScores::start(const PreparedQuery& query, const Codec& codec) {
   query_ = &query;
   codec_ = &codec;
   lanes_ = query.rotated.view().lanes();
-  shift_ = shift_for(query.longest * codec.longest_fine());
-  unit_ = query.scale * codec.fine_scale() * std::ldexp(1.0f, static_cast<int>(shift_));
+  const BaseGrid grid = base_grid(query, codec);
+  shift_ = grid.shift;
+  unit_ = grid.unit;
   const size_t n_fine = codec.n_fine();
   rows_.grow((n_fine + 1) * lanes_);
   std::fill_n(rows_.data() + n_fine * lanes_, lanes_, INT16_MIN);

@@ -53,4 +53,11 @@ class BaseScores {
 /// Smallest shift that brings dots of at most `bound` into int16.
 unsigned shift_for(double bound);
 
+/// What base scores of this query are counted in: dot >> shift, in steps of unit.
+struct BaseGrid {
+  unsigned shift;
+  float unit;
+};
+BaseGrid base_grid(const PreparedQuery& query, const Codec& codec);
+
 }  // namespace weft

@@ -98,9 +98,10 @@ class Searcher::Lease {
 
 Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
                    std::shared_ptr<const Codec> codec, size_t threads,
-                   std::span<const BitmapView> deleted)
+                   std::span<const BitmapView> deleted, std::shared_ptr<const Resident> resident)
     : segments_(std::move(segments)),
       codec_(std::move(codec)),
+      resident_(std::move(resident)),
       threads_(threads == 0 ? default_threads() : threads) {
   if (codec_ != nullptr) {
     dim_ = codec_->dim();
@@ -201,14 +202,25 @@ std::span<const BitmapView> Searcher::matching(std::span<const BitmapView> allow
   return scratch.allowed;
 }
 
-Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
-                            std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
-                            const std::function<bool()>& poll, Trace* trace) const {
+void Searcher::require_search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                              std::span<const BitmapView> allow) const {
   require_query(query);
   validate(params, k);
   WEFT_REQUIRE(allow.empty() || allow.size() == segments_.size(), ErrorCode::invalid_argument,
                "allow: expected one bitmap per segment (", segments_.size(), "), found ",
                allow.size());
+}
+
+size_t Searcher::rerank_count(const SearchParams& params, size_t n_candidates) const {
+  const bool has_better_form =
+      codec_ != nullptr && !segments_.empty() && best_scorer(*segments_.front()) != Scorer::codes;
+  return has_better_form ? std::min<size_t>(params.nrerank, n_candidates) : 0;
+}
+
+Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                            std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
+                            const std::function<bool()>& poll, Trace* trace) const {
+  require_search(query, k, params, allow);
   Found found;
   StageClock clock(found);
   const PreparedQuery prepared(query, codec_.get());
@@ -271,9 +283,7 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
       trace->skimmed.assign(ranker.best().begin(), ranker.best().end());
     }
   }
-  const bool has_better_form =
-      codec_ != nullptr && !segments_.empty() && best_scorer(*segments_.front()) != Scorer::codes;
-  const size_t n_rerank = has_better_form ? std::min<size_t>(params.nrerank, candidates.size()) : 0;
+  const size_t n_rerank = rerank_count(params, candidates.size());
   const bool refines = codec_ != nullptr && n_rerank < candidates.size();
   if (refines) {
     found.n_refined = candidates.size();
@@ -292,9 +302,92 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   return found;
 }
 
+std::vector<Found> Searcher::search_resident(RaggedView<const float> queries, uint32_t k,
+                                             const SearchParams& params,
+                                             std::span<const BitmapView> allow,
+                                             const std::function<bool()>& poll) const {
+  std::vector<Found> found(queries.size());
+  if (found.empty()) {
+    return found;
+  }
+  StageClock clock(found.front());
+  std::vector<std::unique_ptr<const PreparedQuery>> prepared(queries.size());
+  parallel_for(queries.size(), threads_, [&](size_t begin, size_t end, size_t) {
+    for (size_t i = begin; i < end; ++i) {
+      require_search(queries[i], k, params, allow);
+      prepared[i] = std::make_unique<const PreparedQuery>(queries[i], codec_.get());
+    }
+  });
+  clock.finished(Stage::prepare);
+  const Lease lease(*this);
+  const auto matches = matching(allow, *lease);
+  const uint64_t n_matching = allow.empty() ? n_matching_ : count(matches);
+  const size_t n_rerank = rerank_count(params, n_matching);
+  const auto scanned = resident_->scan(prepared, std::max<size_t>(n_rerank, k), matches, poll);
+  clock.finished(Stage::refine);
+
+  const auto finish = [&](size_t i, size_t threads) {
+    Found& one = found[i];
+    one.exhaustive = true;
+    one.n_matching = one.n_candidates = one.n_refined = n_matching;
+    if (n_rerank == 0) {
+      for (const auto& [ref, score] : scanned[i]) {
+        one.docs.push_back(ref);
+        one.scores.push_back(score);
+      }
+      return;
+    }
+    StageClock own_clock(one);
+    const Lease own(*this);
+    Scratch& scratch = *own;
+    scratch.base.start(*prepared[i], *codec_);
+    if (scratch.rank.score.size() < threads) {
+      scratch.rank.score.resize(threads);
+    }
+    std::vector<Candidate> candidates;
+    for (const ScannedDoc& doc : scanned[i]) {
+      candidates.push_back({doc.ref, 0});
+    }
+    std::ranges::sort(candidates, {}, &Candidate::ref);
+    one.n_reranked = candidates.size();
+    Ranker ranker(segments_, *prepared[i], scratch.probe, scratch.base, scratch.rank, threads, {});
+    ranker.rerank(candidates, k, false);
+    for (const Ranker::Scored& best : ranker.best()) {
+      one.docs.push_back(best.ref);
+      one.scores.push_back(best.score);
+    }
+    own_clock.finished(Stage::rerank);
+  };
+  if (found.size() == 1) {
+    finish(0, threads_);
+    return found;
+  }
+  parallel_for(
+      found.size(), threads_,
+      [&](size_t begin, size_t end, size_t) {
+        for (size_t i = begin; i < end; ++i) {
+          finish(i, 1);
+        }
+      },
+      1, poll);
+  // The stages before were for all of them: each gets its share.
+  const auto together = found.front().milliseconds;
+  for (Found& one : found) {
+    for (const Stage stage : {Stage::prepare, Stage::refine}) {
+      const auto at = static_cast<size_t>(stage);
+      one.milliseconds[at] = together[at] / static_cast<double>(found.size());
+    }
+  }
+  return found;
+}
+
 Found Searcher::search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                        std::span<const BitmapView> allow, const std::function<bool()>& poll,
                        Trace* trace) const {
+  if (resident_ != nullptr) {
+    const std::array<uint64_t, 2> bounds{0, query.rows};
+    return std::move(search_resident({query, bounds}, k, params, allow, poll).front());
+  }
   const Lease scratch(*this);
   return search_with(query, k, params, allow, threads_, *scratch, poll, trace);
 }
@@ -306,6 +399,9 @@ std::vector<Found> Searcher::search_batch(RaggedView<const float> queries, uint3
   for (size_t i = 0; i < queries.size(); ++i) {
     WEFT_REQUIRE(queries.length(i) > 0, ErrorCode::invalid_argument, "query ", i,
                  " of the batch is empty: expected at least one token embedding");
+  }
+  if (resident_ != nullptr) {
+    return search_resident(queries, k, params, allow, poll);
   }
   std::vector<Found> found(queries.size());
   parallel_for(

@@ -12,6 +12,7 @@
 #include "base/bitmap.h"
 #include "base/views.h"
 #include "index/segment.h"
+#include "search/backend.h"
 #include "search/gather.h"
 #include "search/params.h"
 #include "search/probe.h"
@@ -53,9 +54,12 @@ struct Trace {
 class Searcher {
  public:
   /// All segments share `codec`, or none of them has codes (then it is null). `deleted`: one bitmap per
-  /// segment, without words where nothing is deleted, or empty for none; read here only.
+  /// segment, without words where nothing is deleted, or empty for none; read here only. With a
+  /// `resident` of the same segments its device scans all documents instead of any pruned search; what
+  /// reranks, and what scores given documents, stays here.
   Searcher(std::vector<std::shared_ptr<const Segment>> segments, std::shared_ptr<const Codec> codec,
-           size_t threads, std::span<const BitmapView> deleted = {});
+           size_t threads, std::span<const BitmapView> deleted = {},
+           std::shared_ptr<const Resident> resident = {});
   ~Searcher();
 
   /// The best k documents. `allow`: one bitmap per segment, without words for all of it, or empty for
@@ -81,6 +85,8 @@ class Searcher {
   uint64_t token_count() const noexcept { return n_tokens_; }
   uint64_t doc_count() const noexcept { return n_docs_; }
   size_t dim() const noexcept { return dim_; }
+  /// Null where the CPU searches.
+  const Resident* resident() const noexcept { return resident_.get(); }
 
  private:
   struct Scratch;
@@ -89,6 +95,14 @@ class Searcher {
   Found search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                     std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
                     const std::function<bool()>& poll, Trace* trace) const;
+  /// Many queries where a device scans: all of them at once, then what reranks, spread over threads.
+  std::vector<Found> search_resident(RaggedView<const float> queries, uint32_t k,
+                                     const SearchParams& params, std::span<const BitmapView> allow,
+                                     const std::function<bool()>& poll) const;
+  /// How many documents the last stage scores from a form better than codes.
+  size_t rerank_count(const SearchParams& params, size_t n_candidates) const;
+  void require_search(MatrixView<const float> query, uint32_t k, const SearchParams& params,
+                      std::span<const BitmapView> allow) const;
   /// Prepares the query and lends a scorer of single documents to `use`.
   void with_scorer(MatrixView<const float> query,
                    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
@@ -102,6 +116,7 @@ class Searcher {
 
   std::vector<std::shared_ptr<const Segment>> segments_;
   std::shared_ptr<const Codec> codec_;
+  std::shared_ptr<const Resident> resident_;
   size_t threads_;
   size_t dim_ = 0;
   uint64_t n_docs_ = 0;      ///< ordinals, deleted and empty documents included

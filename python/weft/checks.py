@@ -67,6 +67,6 @@ def check_fraction(name: str, value: object, *, zero: bool) -> float:
 
 
 def check_device(device: object) -> None:
-    """Refuse a device that this build cannot run on."""
+    """Refuse a device that indexes are not built on."""
     if device != "cpu":
-        raise DeviceError(f'device={device!r}: expected "cpu", the only one of this build')
+        raise DeviceError(f'device={device!r}: expected "cpu", where indexes are built')

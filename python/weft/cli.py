@@ -14,7 +14,7 @@ import typer
 import weft
 from weft import cli_build, cli_eval, cli_fields, cli_import, cli_mine, cli_upkeep
 from weft.cli_hits import hits_to_json, show_hits, show_summary
-from weft.cli_info import info_to_json, show_encoded, show_info, show_plan
+from weft.cli_info import cuda_lines, info_to_json, show_encoded, show_info, show_plan
 from weft.cli_options import (
     DenseModel,
     Dim,
@@ -254,6 +254,7 @@ def info(
         if index is None:
             found = {**weft.info(), "extras": installed_extras()}
             view.result(found)
+            found["cuda_build"] = "; ".join(cuda_lines(found["cuda_build"]))
             view.print(pairs((name, shown(value)) for name, value in found.items()))
         else:
             held = weft.Index.open(index).info

@@ -114,6 +114,17 @@ def _segments(info: IndexInfo) -> str:
     return said + (f"; compact would {' and '.join(gain)}" if gain else "")
 
 
+def cuda_lines(build: dict[str, Any]) -> list[str]:
+    """Say what GPUs there are, or why there is none."""
+    if not build["devices"]:
+        return [f"no device: {build['message']}"]
+    lines = []
+    for gpu in build["devices"]:
+        memory = f"{size(gpu['free_bytes'])} of {size(gpu['total_bytes'])} free"
+        lines.append(f"{gpu['device']} {gpu['name']}, {memory}")
+    return lines
+
+
 def info_to_json(info: IndexInfo) -> dict[str, Any]:
     """Give what an index holds as JSON values."""
     document = as_json(info)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import Embeddings
-from weft.checks import check_device
 from weft.compaction import n_segments_compacted
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
@@ -277,16 +276,27 @@ class Index:
     def searcher(self, *, device: str = "cpu", threads: int | None = None) -> Searcher:
         """Open every file of this generation for searching.
 
+        Parameters
+        ----------
+        device
+            "cpu"; "cuda" or "cuda:1", a GPU that holds the codes and scores every document in each
+            search; or "auto", decided here: the first GPU where that works, else the CPU. Scores
+            are the same. The CPU reads what `rerank` stores, and single documents.
+
         Raises
         ------
         CorruptIndexError
             A file is missing or damaged.
+        DeviceError
+            The device cannot be had (`weft.info` tells why), or there are no codes yet.
+        OutOfMemoryError
+            The codes do not fit into its memory.
         """
-        check_device(device)
         for attempt in range(OPEN_ATTEMPTS):
             manifest = self._manifest
             try:
-                return Searcher(Snapshot(self._directory, manifest), threads=threads)
+                snapshot = Snapshot(self._directory, manifest)
+                return Searcher(snapshot, device=device, threads=threads)
             except (CorruptIndexError, StorageError):
                 if attempt == OPEN_ATTEMPTS - 1 or self._pinned:
                     raise

@@ -14,7 +14,7 @@ import numpy as np
 from weft import _native
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.checks import check_fraction, check_int
-from weft.errors import CorruptIndexError, InvalidArgumentError
+from weft.errors import CorruptIndexError, DeviceError, InvalidArgumentError
 from weft.field_searchers import DenseSearcher, SparseSearcher
 from weft.filters import Filters
 from weft.types import (
@@ -55,7 +55,9 @@ class Searcher:
     Hit(id='b', score=2.0, text=None, metadata=None, passage=None, matches=None)
     """
 
-    def __init__(self, snapshot: Snapshot, *, threads: int | None = None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, *, device: str = "cpu", threads: int | None = None
+    ) -> None:
         self._snapshot = snapshot
         self._manifest = snapshot.manifest
         self._n_windows = self._manifest.n_windows
@@ -66,6 +68,7 @@ class Searcher:
             snapshot.codec,
             check_threads(threads),
             snapshot.deleted,
+            str(device),
         )
         self._filters = Filters(snapshot)
         self._threads = threads
@@ -79,8 +82,8 @@ class Searcher:
 
     @property
     def device(self) -> str:
-        """Where searches run."""
-        return "cpu"
+        """Where documents are scored: "cpu" or "cuda:0"; decided when the searcher was opened."""
+        return self._native.device
 
     @property
     def truth(self) -> Literal["rows", "stored"]:
@@ -197,7 +200,18 @@ class Searcher:
 
         That is the rows themselves in a small index and with `rerank="f16"`, else the codes with
         what `rerank` adds to them. Parameters are those of `search`.
+
+        Raises
+        ------
+        DeviceError
+            The searcher's device holds codes alone, and there is a better form.
         """
+        config = self._manifest.config
+        if self.device != "cpu" and (config.rerank is not None or config.nbits == 8):
+            raise DeviceError(
+                f"device={self.device!r}: holds codes alone, expected a searcher on the CPU, which "
+                f"reads the best form of every document"
+            )
         rows = query_rows(query, self._manifest.config.dim)
         k = check_int("k", k, 1)
         params = SearchParams(exhaustive=True, nrerank=max(self._n_windows, 1))

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CPP_LAYERS = ["base", "kernels", "quantizer", "index", "search", "bindings"]
+CPP_LAYERS = ["base", "kernels", "quantizer", "index", "search", "cuda", "bindings"]
 
 # Inside search, as far as its parts know each other.
 SEARCH_LAYERS = ["params", "query", "exact", "base_scores", "probe", "gather", "interact"]
-SEARCH_LAYERS += ["refine", "ranker", "truth", "searcher"]
+SEARCH_LAYERS += ["refine", "backend", "ranker", "truth", "searcher"]
 
 PYTHON_LAYERS = [
     {"errors"},
@@ -59,7 +59,9 @@ NATIVE_USERS |= {"new_files", "builder", "repair", "sparse", "row_files", "dense
 NATIVE_USERS |= {"installation"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
-CPP_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl"})
+CPP_FILES = sorted(
+    p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".inl", ".cu"}
+)
 PYTHON_FILES = sorted((ROOT / "python" / "weft").rglob("*.py"))
 
 

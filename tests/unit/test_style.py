@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 CPP = [p for top in ("csrc", "tests") for p in sorted((ROOT / top).rglob("*"))
-       if p.suffix in {".h", ".cpp", ".inl"}]  # fmt: skip
+       if p.suffix in {".h", ".cpp", ".inl", ".cu"}]  # fmt: skip
 PYTHON = [
     p for top in ("python", "tests", "bench", "tools") for p in sorted((ROOT / top).rglob("*.py"))
 ]

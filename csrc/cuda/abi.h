@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the native module and a back end in a library of its own know of each other; C, so that either
+// may come from another compiler.
+//
+// A library exports weft_backend_v1 alone. Calls return 0, or 1 + a weft::ErrorCode with a text in
+// *error. No exception and no ownership crosses: arrays are host memory, borrowed for the call. Structs
+// begin with their size where they may grow; within ABI 1 they grow at their end only. A resident may
+// be used by several threads at once.
+#ifndef WEFT_CUDA_ABI_H
+#define WEFT_CUDA_ABI_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WEFT_BACKEND_ABI 1u
+
+/* NOLINTBEGIN(modernize-*): C */
+
+typedef struct weft_error {
+  char text[512];
+} weft_error;
+
+/* What a back end finds on this machine. */
+enum weft_state {
+  WEFT_READY = 0, /* at least one device */
+  WEFT_NO_DRIVER = 1,
+  WEFT_OLD_DRIVER = 2, /* older than the back end needs */
+  WEFT_NO_DEVICE = 3,
+  WEFT_DRIVER_ERROR = 4 /* there, but does not start */
+};
+
+typedef struct weft_probe {
+  uint32_t struct_size;
+  int32_t state;
+  int32_t n_devices;
+  char text[512]; /* for states but WEFT_READY: why, for the user */
+} weft_probe;
+
+typedef struct weft_device {
+  uint32_t struct_size;
+  int32_t major, minor; /* compute capability */
+  uint64_t free_bytes, total_bytes;
+  char name[256];
+} weft_device;
+
+/* What the codes of all segments are relative to: see quantizer/codec.h. */
+typedef struct weft_codec {
+  uint32_t struct_size;
+  uint32_t nbits;
+  uint32_t dim; /* padded: a multiple of 32 */
+  uint32_t n_coarse, n_fine;
+  const int8_t* fine;            /* [n_fine][dim] */
+  const uint32_t* child_offsets; /* [n_coarse + 1] */
+  float multiplier_least, multiplier_step;
+} weft_codec;
+
+/* Arrays of a segment as its file holds them: see docs/format.md. */
+typedef struct weft_segment {
+  uint32_t struct_size;
+  uint32_t n_docs;
+  uint64_t n_tokens;
+  const uint64_t* offsets; /* [n_docs + 1] */
+  const uint16_t *parents, *steps;
+  const uint8_t *children, *multipliers;
+  const uint8_t* codes;  /* [n_tokens][dim * nbits / 8] */
+  const uint32_t* ranks; /* [n_docs]: place of the id among those of all segments */
+} weft_segment;
+
+/* A query in rotated space: row = s8 * scale. */
+typedef struct weft_query {
+  uint32_t struct_size;
+  uint32_t n_tokens;
+  const int8_t* rows;         /* [n_tokens][dim] */
+  uint32_t base_shift;        /* a centroid's score is dot >> base_shift ... */
+  float base_unit, code_unit; /* ... times base_unit; that of the doubled levels, times code_unit */
+} weft_query;
+
+/* Documents are numbered through the segments, each beginning at a multiple of 64. */
+typedef struct weft_scan_args {
+  uint32_t struct_size;
+  uint32_t n_queries;
+  const weft_query* queries;
+  uint64_t k;
+  const uint64_t* allow;  /* one bit per document, in the numbering above; null: all */
+  int32_t (*poll)(void*); /* null, or asked now and then: other than 0 ends the call */
+  void* poll_data;
+  uint32_t* docs;   /* [n_queries][k] best first: score descending, rank ascending */
+  float* scores;    /* [n_queries][k] */
+  uint64_t* counts; /* [n_queries]: how many there are; documents without a score are none */
+} weft_scan_args;
+
+typedef struct weft_resident weft_resident;
+
+typedef struct weft_backend {
+  uint32_t abi, struct_size;
+  const char* name;    /* of its devices: "cuda" or "emu" */
+  const char* version; /* of weft: must be the caller's */
+  const char* toolkit;
+  void (*probe)(weft_probe* out); /* never fails */
+  int32_t (*describe)(int32_t device, weft_device* out, weft_error* error);
+  /* Device bytes that load() takes. */
+  int32_t (*plan)(const weft_codec*, const weft_segment*, uint32_t n_segments, uint64_t* bytes,
+                  weft_error* error);
+  int32_t (*load)(int32_t device, const weft_codec*, const weft_segment*, uint32_t n_segments,
+                  weft_resident** out, weft_error* error);
+  void (*unload)(weft_resident*);
+  int32_t (*scan)(const weft_resident*, const weft_scan_args*, weft_error* error);
+} weft_backend;
+
+#if defined(__GNUC__)
+__attribute__((visibility("default")))
+#endif
+const weft_backend* weft_backend_v1(void);
+
+/* NOLINTEND(modernize-*) */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

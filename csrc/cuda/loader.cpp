@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The native module's side of the plug-in: finds it, checks it, and puts the search of its devices
+// behind search/backend.h. Nothing is opened before a device is asked for, and nothing is closed.
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "cuda/abi.h"
+#include "search/backend.h"
+#include "search/base_scores.h"
+
+namespace weft {
+
+namespace {
+
+constexpr const char* kLibrary = "libweft_cuda.so";
+constexpr const char* kSymbol = "weft_backend_v1";
+constexpr uint32_t kDocsAligned = 64;  // documents of a segment begin at a word of a bitmap
+
+struct PlugIn {
+  std::string state, message, library;
+  const weft_backend* table = nullptr;
+  int n_devices = 0;
+};
+
+/// The folder of the native module.
+std::string own_folder() {
+  Dl_info found{};
+  if (dladdr(reinterpret_cast<const void*>(&own_folder), &found) == 0) {
+    return ".";
+  }
+  const std::string path = found.dli_fname;
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+std::string_view state_name(int32_t state) {
+  switch (state) {
+    case WEFT_READY:
+      return "ready";
+    case WEFT_NO_DRIVER:
+      return "no_driver";
+    case WEFT_OLD_DRIVER:
+      return "old_driver";
+    case WEFT_NO_DEVICE:
+      return "no_device";
+    default:
+      return "driver_error";
+  }
+}
+
+PlugIn open_plug_in(const std::string& path) {
+  const auto fail = [&](const char* state, std::string message) {
+    return PlugIn{.state = state, .message = std::move(message), .library = path};
+  };
+  if (access(path.c_str(), F_OK) != 0) {
+    PlugIn none = fail("absent", "no CUDA plug-in is installed: weft was built without nvcc");
+    none.library.clear();
+    return none;
+  }
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* const reason = dlerror();
+    return fail("broken",
+                concat("the CUDA plug-in cannot be loaded: ", reason, "; install weft again"));
+  }
+  using Entry = const weft_backend* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(library, kSymbol));
+  if (entry == nullptr) {
+    return fail("broken", concat(path, ": not a plug-in of weft, it has no ", kSymbol));
+  }
+  const weft_backend* const table = entry();
+  if (table->abi != WEFT_BACKEND_ABI || table->struct_size < sizeof(weft_backend)) {
+    return fail("mismatch",
+                concat(path, ": has interface ", table->abi, " of ", table->struct_size,
+                       " bytes, expected ", WEFT_BACKEND_ABI, " of ", sizeof(weft_backend),
+                       "; install the plug-in of weft ", WEFT_VERSION));
+  }
+  if (std::string_view(table->version) != WEFT_VERSION) {
+    return fail("mismatch", concat(path, ": is of weft ", table->version, ", expected ",
+                                   WEFT_VERSION, "; install both in the same version"));
+  }
+  weft_probe probe{};
+  probe.struct_size = sizeof probe;
+  table->probe(&probe);
+  return {.state = std::string(state_name(probe.state)),
+          .message = probe.text,
+          .library = path,
+          .table = table,
+          .n_devices = probe.n_devices};
+}
+
+std::mutex mutex;
+std::optional<PlugIn> opened;
+
+PlugIn plug_in() {
+  const std::lock_guard lock(mutex);
+  if (!opened) {
+    opened = open_plug_in(concat(own_folder(), "/", kLibrary));
+  }
+  return *opened;
+}
+
+/// Throws what a call of the plug-in reports.
+void check(int32_t code, const weft_error& error) {
+  WEFT_REQUIRE(code == 0, static_cast<ErrorCode>(code - 1), error.text);
+}
+
+std::string gigabytes(uint64_t bytes) {
+  const uint64_t hundredths = (bytes + 5'000'000) / 10'000'000;
+  return concat(hundredths / 100, ".", hundredths / 10 % 10, hundredths % 10, " GB");
+}
+
+weft_codec to_c(const Codec& codec) {
+  return {.struct_size = sizeof(weft_codec),
+          .nbits = codec.nbits(),
+          .dim = static_cast<uint32_t>(codec.padded_dim()),
+          .n_coarse = codec.n_coarse(),
+          .n_fine = codec.n_fine(),
+          .fine = codec.fine().data(),
+          .child_offsets = codec.child_offsets().data(),
+          .multiplier_least = codec.multiplier_grid().least,
+          .multiplier_step = codec.multiplier_grid().step};
+}
+
+/// For each segment the place of its ids among those of all.
+std::vector<std::vector<uint32_t>> ranks_of(
+    std::span<const std::shared_ptr<const Segment>> segments) {
+  std::vector<DocRef> all;
+  std::vector<std::vector<uint32_t>> ranks;
+  for (uint32_t s = 0; s < segments.size(); ++s) {
+    ranks.emplace_back(segments[s]->doc_count());
+    for (uint32_t doc = 0; doc < segments[s]->doc_count(); ++doc) {
+      all.push_back({s, doc});
+    }
+  }
+  std::sort(all.begin(), all.end(), [&](DocRef a, DocRef b) {
+    if (a.segment == b.segment) {
+      return segments[a.segment]->id_rank(a.doc) < segments[b.segment]->id_rank(b.doc);
+    }
+    const auto left = segments[a.segment]->id(a.doc), right = segments[b.segment]->id(b.doc);
+    return left != right ? left < right : a.segment < b.segment;
+  });
+  for (uint32_t rank = 0; rank < all.size(); ++rank) {
+    ranks[all[rank].segment][all[rank].doc] = rank;
+  }
+  return ranks;
+}
+
+std::vector<weft_segment> to_c(std::span<const std::shared_ptr<const Segment>> segments,
+                               const std::vector<std::vector<uint32_t>>& ranks) {
+  std::vector<weft_segment> out;
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const Segment& segment = *segments[s];
+    out.push_back({.struct_size = sizeof(weft_segment),
+                   .n_docs = segment.doc_count(),
+                   .n_tokens = segment.token_count(),
+                   .offsets = segment.doc_offsets().data(),
+                   .parents = segment.parents().data(),
+                   .steps = segment.steps().data(),
+                   .children = segment.children().data(),
+                   .multipliers = segment.multipliers().data(),
+                   .codes = segment.codes().data(),
+                   .ranks = ranks.empty() ? nullptr : ranks[s].data()});
+  }
+  return out;
+}
+
+/// A query as the plug-in takes it, and the rows that it borrows.
+struct PlainQuery {
+  std::vector<int8_t> rows;
+  weft_query query{};
+
+  PlainQuery(const PreparedQuery& prepared, const Codec& codec) {
+    const kernels::ByteTile tile = prepared.rotated.view();
+    rows.resize(prepared.n_tokens * tile.dim);
+    for (size_t i = 0; i < prepared.n_tokens; ++i) {
+      const int8_t* from =
+          tile.data + i / kernels::kLanes * tile.dim * kernels::kLanes + i % kernels::kLanes * 4;
+      for (size_t d = 0; d < tile.dim; d += 4, from += 4 * kernels::kLanes) {
+        std::copy_n(from, 4, rows.data() + i * tile.dim + d);
+      }
+    }
+    const BaseGrid grid = base_grid(prepared, codec);
+    query = {.struct_size = sizeof query,
+             .n_tokens = static_cast<uint32_t>(prepared.n_tokens),
+             .rows = rows.data(),
+             .base_shift = grid.shift,
+             .base_unit = grid.unit,
+             .code_unit = 0.5f * prepared.scale};
+  }
+};
+
+class PlugInResident final : public Resident {
+ public:
+  PlugInResident(const weft_backend& table, int number,
+                 std::span<const std::shared_ptr<const Segment>> segments, const Codec& codec)
+      : table_(table), name_(concat(table.name, ":", number)), codec_(codec) {
+    for (const auto& segment : segments) {
+      starts_.push_back(n_docs_);
+      n_docs_ += (uint64_t{segment->doc_count()} + kDocsAligned - 1) / kDocsAligned * kDocsAligned;
+    }
+    const auto ranks = ranks_of(segments);
+    const auto arrays = to_c(segments, ranks);
+    const weft_codec plain = to_c(codec);
+    weft_error error{};
+    check(table.load(number, &plain, arrays.data(), static_cast<uint32_t>(arrays.size()),
+                     &resident_, &error),
+          error);
+  }
+  ~PlugInResident() override { table_.unload(resident_); }
+  PlugInResident(const PlugInResident&) = delete;
+  PlugInResident& operator=(const PlugInResident&) = delete;
+
+  const std::string& device() const noexcept override { return name_; }
+
+  std::vector<std::vector<ScannedDoc>> scan(
+      std::span<const std::unique_ptr<const PreparedQuery>> queries, size_t keep,
+      std::span<const BitmapView> matching, const std::function<bool()>& poll) const override {
+    std::vector<PlainQuery> plain;
+    plain.reserve(queries.size());
+    std::vector<weft_query> borrowed;
+    for (const auto& query : queries) {
+      borrowed.push_back(plain.emplace_back(*query, codec_).query);
+    }
+    std::vector<uint64_t> allow;
+    for (const BitmapView& bitmap : matching) {
+      allow.insert(allow.end(), bitmap.words, bitmap.words + bitmap.word_count());
+    }
+    keep = std::min<size_t>(keep, n_docs_);
+    std::vector<uint32_t> docs(queries.size() * keep);
+    std::vector<float> scores(docs.size());
+    std::vector<uint64_t> counts(queries.size());
+    const weft_scan_args args{.struct_size = sizeof args,
+                              .n_queries = static_cast<uint32_t>(queries.size()),
+                              .queries = borrowed.data(),
+                              .k = keep,
+                              .allow = allow.data(),
+                              .poll = [](void* data) -> int32_t {
+                                const auto& asked =
+                                    *static_cast<const std::function<bool()>*>(data);
+                                return asked && asked() ? 1 : 0;
+                              },
+                              .poll_data = const_cast<std::function<bool()>*>(&poll),
+                              .docs = docs.data(),
+                              .scores = scores.data(),
+                              .counts = counts.data()};
+    weft_error error{};
+    check(table_.scan(resident_, &args, &error), error);
+
+    std::vector<std::vector<ScannedDoc>> found(queries.size());
+    for (size_t i = 0; i < queries.size(); ++i) {
+      for (size_t j = i * keep; j < i * keep + counts[i]; ++j) {
+        const auto after = std::upper_bound(starts_.begin(), starts_.end(), docs[j]);
+        const auto segment = static_cast<uint32_t>(after - starts_.begin()) - 1;
+        const DocRef ref{segment, docs[j] - static_cast<uint32_t>(starts_[segment])};
+        found[i].push_back({ref, scores[j]});
+      }
+    }
+    return found;
+  }
+
+ private:
+  const weft_backend& table_;
+  std::string name_;
+  const Codec& codec_;
+  std::vector<uint64_t> starts_;  ///< number of each segment's first document
+  uint64_t n_docs_ = 0;
+  weft_resident* resident_ = nullptr;
+};
+
+DeviceInfo describe(const weft_backend& table, int number) {
+  weft_device found{};
+  found.struct_size = sizeof found;
+  weft_error error{};
+  check(table.describe(number, &found, &error), error);
+  return {concat(table.name, ":", number),
+          found.name,
+          found.major,
+          found.minor,
+          found.free_bytes,
+          found.total_bytes};
+}
+
+/// The number in "cuda:1", 0 for "cuda".
+int number_of(const std::string& device, std::string_view kind) {
+  int number = 0;
+  const std::string_view rest =
+      std::string_view(device).substr(std::min(kind.size(), device.size()));
+  bool is_good = device.starts_with(kind) && (rest.empty() || (rest[0] == ':' && rest.size() > 1));
+  if (is_good && !rest.empty()) {
+    const auto [end, error] = std::from_chars(rest.data() + 1, rest.data() + rest.size(), number);
+    is_good = error == std::errc() && end == rest.data() + rest.size() && number >= 0;
+  }
+  WEFT_REQUIRE(is_good, ErrorCode::device, "device='", device, "': expected \"cpu\", \"", kind,
+               "\", \"", kind, ":N\" or \"auto\"");
+  return number;
+}
+
+}  // namespace
+
+std::shared_ptr<const Resident> make_resident(
+    const std::string& device, std::span<const std::shared_ptr<const Segment>> segments,
+    const Codec* codec) {
+  if (device == "cpu") {
+    return nullptr;
+  }
+  const bool decides = device == "auto";
+  if (decides && codec == nullptr) {
+    return nullptr;
+  }
+  const PlugIn plug = plug_in();
+  if (decides && plug.state != "ready") {
+    return nullptr;
+  }
+  const int number =
+      decides ? 0 : number_of(device, plug.table == nullptr ? "cuda" : plug.table->name);
+  WEFT_REQUIRE(plug.state == "ready", ErrorCode::device, "device='", device, "': ", plug.message);
+  WEFT_REQUIRE(number < plug.n_devices, ErrorCode::device, "device='", device, "': expected 0..",
+               plug.n_devices - 1, ", there are ", plug.n_devices, " devices");
+  WEFT_REQUIRE(
+      codec != nullptr, ErrorCode::device, "device=\"", device,
+      "\": the index has no codes yet, only rows, which the CPU searches; see codec_tokens");
+
+  const DeviceInfo found = describe(*plug.table, number);
+  const weft_codec plain = to_c(*codec);
+  const auto arrays = to_c(segments, {});
+  uint64_t needed = 0;
+  weft_error error{};
+  check(plug.table->plan(&plain, arrays.data(), static_cast<uint32_t>(arrays.size()), &needed,
+                         &error),
+        error);
+  if (needed > found.free_bytes) {
+    WEFT_REQUIRE(decides, ErrorCode::out_of_memory, "device='", device, "': the codes take ",
+                 gigabytes(needed), ", ", gigabytes(found.free_bytes), " are free");
+    return nullptr;
+  }
+  return std::make_shared<PlugInResident>(*plug.table, number, segments, *codec);
+}
+
+BackendStatus backend_status() {
+  const PlugIn plug = plug_in();
+  BackendStatus status{.state = plug.state,
+                       .message = plug.message,
+                       .library = plug.library,
+                       .toolkit = plug.table == nullptr ? "" : plug.table->toolkit,
+                       .devices = {}};
+  for (int number = 0; number < plug.n_devices; ++number) {
+    status.devices.push_back(describe(*plug.table, number));
+  }
+  return status;
+}
+
+void use_backend(const std::string& library) {
+  PlugIn plug = open_plug_in(library);
+  const std::lock_guard lock(mutex);
+  opened = std::move(plug);
+}
+
+}  // namespace weft

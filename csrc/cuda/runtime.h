@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the plug-in's host code needs of a machine with devices. Defined twice: runtime_cuda.cu makes
+// libweft_cuda.so of it, runtime_host.cpp, over memcpy and loops, libweft_emu.so for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "cuda/abi.h"
+#include "cuda/bodies/scan.h"
+#include "cuda/bodies/select.h"
+
+namespace weft::cuda {
+
+extern const char* const kBackendName;
+extern const char* const kToolkit;
+
+/// Never throws.
+void probe(weft_probe& out);
+/// Error(device) unless there is such a device.
+void describe(int device, weft_device& out);
+
+/// Some queries against all documents.
+struct ScanLaunch {
+  Collection all;
+  const uint64_t* allow;
+  const QueryPass* passes;  ///< in device memory
+  uint32_t n_passes;
+  unsigned nbits;
+};
+
+/// One round of selections for some queries that differ in where their keys are alone.
+struct SelectLaunch {
+  Selection first;         ///< of the first query
+  uint64_t scores_stride;  ///< elements from one query to the next
+  uint64_t keys_stride;
+  uint64_t kept_stride;
+  uint32_t n_queries;
+
+  uint32_t slice_count() const { return (first.n + kSlice - 1) / kSlice; }
+};
+
+/// Work on one device, done in the order in which it is given; one thread at a time. Device memory that
+/// it gives out serves all queues of the device. Throws Error(device), or out_of_memory.
+class Queue {
+ public:
+  explicit Queue(int device);
+  ~Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  void* allocate(size_t bytes);
+  void release(void* memory) noexcept;
+  /// `from` may be changed on return.
+  void upload(void* to, const void* from, size_t bytes);
+  /// Waits for what was given before, too.
+  void download(void* to, const void* from, size_t bytes);
+  void scan(const ScanLaunch& launch);
+  void select(const SelectLaunch& launch);
+  void wait();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace weft::cuda

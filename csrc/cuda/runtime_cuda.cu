@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The runtime over CUDA. Linked statically with the toolkit's own, which finds the driver when it is
+// first asked; the driver must be as new as the toolkit.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+#include "cuda/launch.h"
+
+namespace weft::cuda {
+
+#define WEFT_STRING_OF(x) #x
+#define WEFT_STRING(x) WEFT_STRING_OF(x)
+
+const char* const kBackendName = "cuda";
+const char* const kToolkit =
+    WEFT_STRING(__CUDACC_VER_MAJOR__) "." WEFT_STRING(__CUDACC_VER_MINOR__);
+
+namespace {
+
+constexpr int kLeastMajor = 8;  // s8 products 32 deep
+constexpr unsigned kBlocksPerProcessor = 4;
+
+/// "13.0" of 13000.
+std::string version_text(int version) { return concat(version / 1000, ".", version % 1000 / 10); }
+
+void check(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) {
+    return;
+  }
+  cudaGetLastError();  // an error of one call is not one of the next; lasting ones come again
+  WEFT_REQUIRE(code != cudaErrorMemoryAllocation, ErrorCode::out_of_memory, what,
+               ": not enough device memory");
+  throw Error(ErrorCode::device,
+              concat(what, ": CUDA error ", static_cast<int>(code), ", ", cudaGetErrorName(code),
+                     ": ", cudaGetErrorString(code), "; if it stays, start a new process"));
+}
+
+template <unsigned kBits, unsigned kSteps>
+__global__ void __launch_bounds__(kScanWarps* kWarp)
+    scan_kernel(const __grid_constant__ ScanLaunch launch) {
+  const uint32_t number = blockIdx.x * kScanWarps + threadIdx.x / kWarp;
+  scan_share<kBits, kSteps>(Warp{}, launch, number, gridDim.x * kScanWarps);
+}
+
+__global__ void __launch_bounds__(kSelectThreads)
+    select_kernel(const __grid_constant__ SelectLaunch launch) {
+  __shared__ uint64_t keys[kSlice];
+  select_share(Block{}, launch, blockIdx.x, blockIdx.y, keys);
+}
+
+}  // namespace
+
+void probe(weft_probe& out) {
+  const auto say = [&](weft_state state, const std::string& text) {
+    out.state = state;
+    std::snprintf(out.text, sizeof out.text, "%s", text.c_str());
+  };
+  int driver = 0, runtime = 0, n_devices = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  const cudaError_t code = cudaGetDeviceCount(&n_devices);
+  cudaGetLastError();
+  out.n_devices = code == cudaSuccess ? n_devices : 0;
+  if (code == cudaSuccess && n_devices > 0) {
+    say(WEFT_READY, "");
+  } else if (driver == 0) {
+    say(WEFT_NO_DRIVER, "no NVIDIA driver on this machine");
+  } else if (code == cudaErrorInsufficientDriver) {
+    say(WEFT_OLD_DRIVER, concat("the NVIDIA driver serves CUDA ", version_text(driver),
+                                ", this plug-in needs ", version_text(runtime), " or newer"));
+  } else if (code == cudaErrorNoDevice || code == cudaSuccess) {
+    const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    say(WEFT_NO_DEVICE,
+        concat("the NVIDIA driver sees no device",
+               visible == nullptr ? std::string()
+                                  : concat(" (CUDA_VISIBLE_DEVICES=\"", visible, "\")")));
+  } else {
+    say(WEFT_DRIVER_ERROR, concat("the NVIDIA driver does not start: CUDA error ",
+                                  static_cast<int>(code), ", ", cudaGetErrorName(code)));
+  }
+}
+
+void describe(int device, weft_device& out) {
+  int n_devices = 0;
+  check(cudaGetDeviceCount(&n_devices), "devices");
+  WEFT_REQUIRE(device >= 0 && device < n_devices, ErrorCode::device, "device ", device,
+               ": expected 0..", n_devices - 1);
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device), "device");
+  size_t free_bytes = 0, total_bytes = 0;
+  check(cudaSetDevice(device), "device");
+  check(cudaMemGetInfo(&free_bytes, &total_bytes), "device memory");
+  out.major = properties.major;
+  out.minor = properties.minor;
+  out.free_bytes = free_bytes;
+  out.total_bytes = total_bytes;
+  std::snprintf(out.name, sizeof out.name, "%s", properties.name);
+}
+
+struct Queue::State {
+  int device;
+  unsigned n_blocks = 0;
+  cudaStream_t stream = nullptr;
+
+  void use() const { check(cudaSetDevice(device), "device"); }
+};
+
+Queue::Queue(int device) : state_(new State{device}) {
+  weft_device found{};
+  describe(device, found);
+  WEFT_REQUIRE(found.major >= kLeastMajor, ErrorCode::device, found.name, ": compute capability ",
+               found.major, ".", found.minor, ", expected ", kLeastMajor, ".0 or newer");
+  int n_processors = 0;
+  check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device), "device");
+  state_->n_blocks = static_cast<unsigned>(n_processors) * kBlocksPerProcessor;
+  check(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "stream");
+}
+
+Queue::~Queue() {
+  cudaSetDevice(state_->device);
+  cudaStreamSynchronize(state_->stream);
+  cudaStreamDestroy(state_->stream);
+}
+
+void* Queue::allocate(size_t bytes) {
+  state_->use();
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes), concat("device memory: ", bytes, " bytes").c_str());
+  return memory;
+}
+
+void Queue::release(void* memory) noexcept {
+  cudaSetDevice(state_->device);
+  cudaStreamSynchronize(state_->stream);
+  cudaFree(memory);
+}
+
+void Queue::upload(void* to, const void* from, size_t bytes) {
+  state_->use();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, state_->stream), "upload");
+  wait();
+}
+
+void Queue::download(void* to, const void* from, size_t bytes) {
+  state_->use();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, state_->stream), "download");
+  wait();
+}
+
+void Queue::scan(const ScanLaunch& launch) {
+  state_->use();
+  const unsigned least = (launch.n_passes + kScanWarps - 1) / kScanWarps;  // a warp for each pass
+  const unsigned n_blocks = std::max(state_->n_blocks, least);
+  with_instance(launch.nbits, launch.all.dim, [&]<unsigned kBits, unsigned kSteps>() {
+    scan_kernel<kBits, kSteps><<<n_blocks, kScanWarps * kWarp, 0, state_->stream>>>(launch);
+  });
+  check(cudaGetLastError(), "scan");
+}
+
+void Queue::select(const SelectLaunch& launch) {
+  state_->use();
+  const dim3 grid(launch.slice_count(), launch.n_queries);
+  select_kernel<<<grid, kSelectThreads, 0, state_->stream>>>(launch);
+  check(cudaGetLastError(), "select");
+}
+
+void Queue::wait() { check(cudaStreamSynchronize(state_->stream), "device"); }
+
+}  // namespace weft::cuda

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A machine made up of loops: each device runs the same bodies, with its threads and thread blocks in
+// another order. Memory is handed out full of rubbish, and shared memory becomes so for each block.
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "cuda/launch.h"
+
+namespace weft::cuda {
+
+const char* const kBackendName = "emu";
+const char* const kToolkit = "none";
+
+namespace {
+
+constexpr int kDevices = 3;
+constexpr std::array<const char*, kDevices> kNames = {"threads ascending", "threads descending",
+                                                      "threads shuffled"};
+constexpr uint64_t kTotalBytes = uint64_t{1} << 30;
+constexpr uint32_t kWarps = 24;
+constexpr int kRubbish = 0xa5;
+
+/// 0 .. n - 1 in the order of a device.
+std::vector<unsigned> order_of(int device, size_t n) {
+  std::vector<unsigned> order(n);
+  std::iota(order.begin(), order.end(), 0u);
+  if (device == 1) {
+    std::reverse(order.begin(), order.end());
+  } else if (device == 2) {
+    Random random(n, 0);
+    for (size_t i = n; i > 1; --i) {
+      std::swap(order[i - 1], order[random.below(i)]);
+    }
+  }
+  return order;
+}
+
+}  // namespace
+
+void probe(weft_probe& out) {
+  out.state = WEFT_READY;
+  out.n_devices = kDevices;
+}
+
+void describe(int device, weft_device& out) {
+  WEFT_REQUIRE(device >= 0 && device < kDevices, ErrorCode::device, "device ", device,
+               ": expected 0..", kDevices - 1);
+  out.major = out.minor = 0;
+  out.total_bytes = out.free_bytes = kTotalBytes;
+  std::strncpy(out.name, kNames[static_cast<size_t>(device)], sizeof out.name - 1);
+}
+
+struct Queue::State {
+  int device;
+  std::vector<unsigned> lanes, threads;
+};
+
+Queue::Queue(int device)
+    : state_(new State{device, order_of(device, kWarp), order_of(device, kSelectThreads)}) {
+  weft_device found{};
+  describe(device, found);
+}
+
+Queue::~Queue() = default;
+
+void* Queue::allocate(size_t bytes) {
+  WEFT_REQUIRE(bytes <= kTotalBytes, ErrorCode::out_of_memory, "device memory: ", bytes,
+               " bytes needed, ", kTotalBytes, " free");
+  void* const memory = std::malloc(bytes);  // exactly as much, for the address sanitizer
+  if (memory == nullptr) {
+    throw std::bad_alloc();
+  }
+  std::memset(memory, kRubbish, bytes);
+  return memory;
+}
+
+void Queue::release(void* memory) noexcept { std::free(memory); }
+
+void Queue::upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
+void Queue::download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
+void Queue::wait() {}
+
+void Queue::scan(const ScanLaunch& launch) {
+  const uint32_t n_warps = std::max(kWarps, launch.n_passes);
+  with_instance(launch.nbits, launch.all.dim, [&]<unsigned kBits, unsigned kSteps>() {
+    for (const unsigned number : order_of(state_->device, n_warps)) {
+      scan_share<kBits, kSteps>(Warp{state_->lanes.data()}, launch, number, n_warps);
+    }
+  });
+}
+
+void Queue::select(const SelectLaunch& launch) {
+  std::vector<uint64_t> keys(kSlice);
+  const uint32_t n_slices = launch.slice_count();
+  for (const unsigned block : order_of(state_->device, size_t{n_slices} * launch.n_queries)) {
+    std::memset(keys.data(), kRubbish, keys.size() * sizeof keys[0]);
+    select_share(Block{state_->threads.data()}, launch, block % n_slices, block / n_slices,
+                 keys.data());
+  }
+}
+
+}  // namespace weft::cuda
