@@ -16,9 +16,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from weft.encoders.loading import check_cut, load_model, loading
 from weft.encoders.settings import Setting, check_settings
-from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, prompt_of
+from weft.encoders.vectors import VectorEncoder
+from weft.encoders.windowed import OVERLAP, Options, prompt_of
 from weft.errors import InvalidArgumentError
-from weft.types import EncoderInfo, TokenEmbeddings
+from weft.types import EncoderInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ on_long, force_dim
 """
 
 
-class DenseEncoder(WindowedEncoder):
+class DenseEncoder(VectorEncoder):
     """A `SentenceTransformer`: one row of unit length for a query or a window.
 
     Rows that the model does not scale are scaled here, so documents rank by cosine. Cut rows are
@@ -102,16 +103,12 @@ class DenseEncoder(WindowedEncoder):
         """What an index stores."""
         return self._info
 
-    def n_rows(self, piece: Piece) -> int:
-        """Give how many rows a piece has: one, or none if it is empty."""
-        return int(piece.of_text.any())
-
     def no_rows(self) -> NDArray[np.float32]:
         """Give an array of no rows."""
         return np.zeros((0, self._dim), np.float32)
 
-    def run(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
-        """Encode one batch as queries or documents."""
+    def vectors(self, pieces: list[Piece], task: str) -> NDArray[np.float32]:
+        """Give one row for each piece, `[n, dim]`."""
         self._model.max_seq_length = self._lengths[task]
         found: Any = self._model.encode(
             [piece.text for piece in pieces],
@@ -122,8 +119,8 @@ class DenseEncoder(WindowedEncoder):
         )
         rows = found.float().cpu().numpy()[:, : self._dim]
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.maximum(norms, np.finfo(np.float32).tiny)
-        return [TokenEmbeddings(rows[at : at + 1], _span(piece)) for at, piece in enumerate(pieces)]
+        unit: NDArray[np.float32] = rows / np.maximum(norms, np.finfo(np.float32).tiny)
+        return unit
 
 
 def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> DenseEncoder:
@@ -162,11 +159,3 @@ def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> 
             )
     model.to(dtype=options.torch_dtype())
     return DenseEncoder(checkpoint, model, options, info)
-
-
-def _span(piece: Piece) -> NDArray[np.uint32]:
-    """Give the places of the text that a row stands for."""
-    if piece.spans is None:
-        return np.array([[piece.start, piece.start + len(piece.text)]], np.uint32)
-    inside = piece.spans[piece.of_text]
-    return np.array([[inside[0, 0], inside[-1, 1]]], np.uint32)

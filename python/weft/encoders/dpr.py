@@ -22,7 +22,7 @@ import torch
 from weft.encoders.calibration import Calibration
 from weft.encoders.loading import build_model, load_tokenizer, model_window, unpickled
 from weft.encoders.settings import Setting, check_settings
-from weft.encoders.vectors import VectorEncoder
+from weft.encoders.vectors import VectorEncoder, padded
 from weft.encoders.windowed import OVERLAP
 from weft.encoders.windows import Piece, Splitter
 from weft.errors import InvalidArgumentError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
     from weft.encoders.calibration import Side
     from weft.encoders.checkpoint import Checkpoint
@@ -111,20 +111,23 @@ class _Passages(Splitter):
         self._title, self._rest = title, rest
 
     def first(self, texts: Sequence[str]) -> list[Piece]:
-        return [self._read(self._parts(text)) for text in texts]
+        return self._read([self._parts(text) for text in texts])
 
     def split(self, texts: Sequence[str]) -> list[list[Piece]]:
-        return [self._windows(self._parts(text)) for text in texts]
+        passages = [self._parts(text) for text in texts]
+        return [
+            self._windows(passage) if whole.n_cut else [whole]
+            for passage, whole in zip(passages, self._read(passages), strict=True)
+        ]
 
     def _windows(self, passage: _Passage) -> list[Piece]:
-        whole = self._read(passage)
-        if not whole.n_cut:
-            return [whole]
         n_title = len(self._tokens(passage.title)) + 2 if passage.title else 0
         room = max(self._max_tokens - n_title, self._max_tokens // 2)
         parts = Splitter(self._tokenizer, "", room, OVERLAP).split([passage.text])[0]
         at, start = passage.starts
-        return [self._read(_Passage(passage.title, p.text, (at, start + p.start))) for p in parts]
+        return self._read(
+            [_Passage(passage.title, part.text, (at, start + part.start)) for part in parts]
+        )
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -144,22 +147,34 @@ class _Passages(Splitter):
         blank = len(text) - len(text.lstrip())
         return _Passage(title, text.strip(), (0, start + blank))
 
-    def _read(self, passage: _Passage) -> Piece:
-        pair = (passage.title, passage.text) if passage.title else (passage.text,)
-        encoded = self._tokenizer(
-            *pair, truncation="longest_first", max_length=self._max_tokens, verbose=False,
-            return_offsets_mapping=True,
-        )  # fmt: skip
-        ids = encoded["input_ids"]
-        sequence = np.array([-1 if part is None else part for part in encoded.sequence_ids(0)])
-        spans = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    def _read(self, passages: list[_Passage]) -> list[Piece]:
+        pieces: dict[int, Piece] = {}
+        for titled in (False, True):
+            rows = [at for at, one in enumerate(passages) if bool(one.title) == titled]
+            if not rows:
+                continue
+            texts = [passages[at].text for at in rows]
+            encoded = self._tokenizer(
+                *([[passages[at].title for at in rows]] if titled else []), texts,
+                truncation="longest_first", max_length=self._max_tokens, verbose=False,
+                return_offsets_mapping=True,
+            )  # fmt: skip
+            for row, at in enumerate(rows):
+                pieces[at] = self._piece(passages[at], encoded, row)
+        return [pieces[at] for at in range(len(passages))]
+
+    def _piece(self, passage: _Passage, encoded: BatchEncoding, row: int) -> Piece:
+        ids = encoded["input_ids"][row]
+        sequence = np.array([-1 if part is None else part for part in encoded.sequence_ids(row)])
+        spans = np.asarray(encoded["offset_mapping"][row], np.int64).reshape(-1, 2)
         of_text = (sequence >= 0) & (spans[:, 1] > spans[:, 0])
         starts = np.array(passage.starts if passage.title else passage.starts[1:])
         spans = np.where(of_text[:, None], spans + starts[sequence.clip(0)][:, None], 0)
         n_cut = 0
         if len(ids) == self._max_tokens:
             n_special = int(np.count_nonzero(sequence < 0))
-            n_cut = sum(len(self._tokens(part)) for part in pair) + n_special - len(ids)
+            parts = (passage.title, passage.text)
+            n_cut = sum(len(self._tokens(part)) for part in parts) + n_special - len(ids)
         return Piece(
             passage.text, passage.starts[1], ids, spans.astype(np.uint32), of_text, 1, n_cut
         )
@@ -244,17 +259,17 @@ class DprEncoder(VectorEncoder):
         rows = np.zeros((len(pieces), self._width), np.float32)
         for group in self.groups([len(piece.ids) for piece in pieces]):
             with torch.inference_mode():
-                rows[group] = self._states([pieces[at].ids for at in group], side)
+                rows[group] = self._states([pieces[at] for at in group], side)
         return rows
 
     def no_rows(self) -> NDArray[np.float32]:
         """Give an array of no rows."""
         return np.zeros((0, self._info.dim), np.float32)
 
-    def vectors(self, ids: list[list[int]], task: str) -> NDArray[np.float32]:
-        """Give the rows of token sequences, `[n, dim]`."""
+    def vectors(self, pieces: list[Piece], task: str) -> NDArray[np.float32]:
+        """Give one row for each piece, `[n, dim]`."""
         side: Side = "query" if task == "query" else "document"
-        rows: NDArray[np.float32] = self._states(ids, side)
+        rows: NDArray[np.float32] = self._states(pieces, side)
         if self._calibration is not None:
             rows = self._calibration.apply(rows, self._language, side)
         norms = np.linalg.norm(rows.astype(np.float64), axis=1)
@@ -272,12 +287,9 @@ class DprEncoder(VectorEncoder):
         rest = np.sqrt(np.maximum(self._max_norm**2 - norms**2, 0.0))
         return (np.column_stack([rows, rest]) / self._max_norm).astype(np.float32)
 
-    def _states(self, ids: list[list[int]], side: Side) -> NDArray[np.float32]:
-        tokens = np.full((len(ids), max(map(len, ids))), self._pad, np.int64)
-        for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)] = sequence
-        given = torch.from_numpy(tokens).to(self.device)
-        mask = (given != self._pad).long()
+    def _states(self, pieces: list[Piece], side: Side) -> NDArray[np.float32]:
+        given = padded(pieces, self._pad)[0].to(self.device)
+        mask = (given != self._pad).long()  # a padding token that is written in a text, too
         output = self._towers[side](input_ids=given, attention_mask=mask)
         if self._pooling == "cls_pooler":
             pooled = output.pooler_output

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch.nn.functional import normalize
 
 from weft.encoders.loading import load_tokenizer, model_window
 from weft.encoders.lusifer_model import LusiferModel, build
 from weft.encoders.settings import Setting, check_settings
-from weft.encoders.vectors import VectorEncoder
+from weft.encoders.vectors import VectorEncoder, padded
 from weft.encoders.windowed import OVERLAP
 from weft.encoders.windows import Piece, Splitter
 from weft.errors import InvalidArgumentError
@@ -94,26 +93,37 @@ class _Template(Splitter):
         self._before = BEGIN + prompt
 
     def first(self, texts: Sequence[str]) -> list[Piece]:
-        return [self._filled(text, 0) for text in texts]
+        return [piece for piece, _ in self._filled([(text, 0) for text in texts])]
 
     def split(self, texts: Sequence[str]) -> list[list[Piece]]:
-        groups = super().split(texts)
-        return [[self._filled(piece.text, piece.start) for piece in pieces] for pieces in groups]
+        groups = []
+        for piece, n_lost in self._filled([(text, 0) for text in texts]):
+            if not n_lost:
+                groups.append([piece])
+                continue
+            parts = [(part.text, part.start) for part in super().split([piece.text])[0]]
+            groups.append([part for part, _ in self._filled(parts)])
+        return groups
 
-    def _filled(self, text: str, start: int) -> Piece:
+    def _filled(self, parts: list[tuple[str, int]]) -> list[tuple[Piece, int]]:
+        """Give the piece of each part, and how many of all its tokens are beyond the length."""
+        if not parts:
+            return []
         encoded = self._tokenizer(
-            self._before + text + END,
+            [self._before + text + END for text, _ in parts],
             add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True,
         )  # fmt: skip
-        spans = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2) - len(self._before)
-        spans = spans.clip(0, len(text))
-        of_text = spans[:, 1] > spans[:, 0]
-        if not text.strip():
-            of_text[:] = False
-        kept = slice(self._max_tokens)
-        places = (np.where(of_text[:, None], spans, 0) + start).astype(np.uint32)
-        n_cut = int(np.count_nonzero(of_text[self._max_tokens :]))
-        return Piece(text, start, encoded["input_ids"][kept], places[kept], of_text[kept], 0, n_cut)
+        filled = []
+        for row, (text, start) in enumerate(parts):
+            ids = encoded["input_ids"][row]
+            spans = np.asarray(encoded["offset_mapping"][row], np.int64).reshape(-1, 2)
+            spans = (spans - len(self._before)).clip(0, len(text))
+            of_text = (spans[:, 1] > spans[:, 0]) & bool(text.strip())
+            places = (np.where(of_text[:, None], spans, 0) + start).astype(np.uint32)
+            n, n_cut = self._max_tokens, int(np.count_nonzero(of_text[self._max_tokens :]))
+            piece = Piece(text, start, ids[:n], places[:n], of_text[:n], 0, n_cut)
+            filled.append((piece, max(len(ids) - n, 0)))
+        return filled
 
 
 class LusiferEncoder(VectorEncoder):
@@ -189,17 +199,12 @@ class LusiferEncoder(VectorEncoder):
         """Give an array of no rows."""
         return np.zeros((0, self._model.width), np.float32)
 
-    def vectors(self, ids: list[list[int]], task: str) -> NDArray[np.float32]:
-        """Give the rows of token sequences, `[n, dim]`."""
+    def vectors(self, pieces: list[Piece], task: str) -> NDArray[np.float32]:
+        """Give one row for each piece, `[n, dim]`."""
         del task
-        length = -(-max(map(len, ids)) // STEP) * STEP
-        tokens = np.full((len(ids), length), self._pad, np.int64)
-        mask = np.zeros_like(tokens)
-        for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = 1
-        given = (torch.from_numpy(each).to(self.device) for each in (tokens, mask))
-        rows: NDArray[np.float32] = normalize(self._model(*given).float(), dim=-1).cpu().numpy()
+        ids, mask = padded(pieces, self._pad, STEP)
+        found = self._model(ids.to(self.device), mask.to(self.device)).float()
+        rows: NDArray[np.float32] = normalize(found, dim=-1).cpu().numpy()
         return rows
 
 

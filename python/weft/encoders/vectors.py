@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from weft.encoders.windowed import WindowedEncoder
 from weft.types import TokenEmbeddings
@@ -28,18 +29,30 @@ class VectorEncoder(WindowedEncoder):
 
     def run(self, pieces: list[Piece], task: str) -> list[TokenEmbeddings]:
         """Encode one batch as queries or documents."""
-        values = self.vectors([piece.ids for piece in pieces], task)
+        values = self.vectors(pieces, task)
         return [
             TokenEmbeddings(values[row : row + 1], _span(piece)) for row, piece in enumerate(pieces)
         ]
 
-    def vectors(self, ids: list[list[int]], task: str) -> NDArray[np.float32]:
-        """Give the rows of token sequences, `[n, dim]`, in inference mode."""
+    def vectors(self, pieces: list[Piece], task: str) -> NDArray[np.float32]:
+        """Give one row for each piece, `[n, dim]`, in inference mode."""
         raise NotImplementedError
 
 
-def _span(piece: Piece) -> NDArray[np.uint32] | None:
+def padded(pieces: list[Piece], pad: int, step: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the token numbers and the mask of pieces, int64 `[n, length]`, padded on the right."""
+    length = -(-max(len(piece.ids) for piece in pieces) // step) * step
+    tokens = np.full((len(pieces), length), pad, np.int64)
+    mask = np.zeros_like(tokens)
+    for row, piece in enumerate(pieces):
+        tokens[row, : len(piece.ids)] = piece.ids
+        mask[row, : len(piece.ids)] = 1
+    return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+
+def _span(piece: Piece) -> NDArray[np.uint32]:
+    """Give the places of the text that a row stands for."""
     if piece.spans is None:
-        return None
-    spans = piece.spans[piece.of_text]
-    return np.array([[spans[:, 0].min(), spans[:, 1].max()]], np.uint32)
+        return np.array([[piece.start, piece.start + len(piece.text)]], np.uint32)
+    inside = piece.spans[piece.of_text]
+    return np.array([[inside[:, 0].min(), inside[:, 1].max()]], np.uint32)
