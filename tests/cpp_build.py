@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds tests/cpp, which is a project of its own, and runs what comes of it."""
+"""Builds tests/cpp, a project of its own, and the CUDA plug-in; runs what comes of it."""
 
 import os
 import shutil
@@ -35,3 +35,15 @@ def build(folder, sanitizers, *targets):
         f"-DWEFT_SANITIZE={sanitizers}")  # fmt: skip
     run("cmake", "--build", folder, *(f"--target={target}" for target in targets))
     return folder
+
+
+class CompiledPlugIn:
+    """The plug-in as nvcc made it, and what ptxas said of it."""
+
+    def __init__(self, folder, *settings):
+        if shutil.which("nvcc") is None:
+            pytest.skip("nvcc is not installed")
+        run("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DWEFT_CUDA=ON", "-DWEFT_WERROR=ON",
+            "-DCMAKE_CUDA_FLAGS=-Xptxas=-v", *settings)  # fmt: skip
+        self.report = run("cmake", "--build", folder, "--target", "weft_cuda")
+        self.library = folder / "csrc" / "cuda" / "libweft_cuda.so"

@@ -43,7 +43,7 @@ void check(cudaError_t code, const char* what) {
 }
 
 template <unsigned kBits, unsigned kSteps>
-__global__ void __launch_bounds__(kScanWarps* kWarp)
+__global__ void __launch_bounds__(kScanWarps* kWarp, 2)
     scan_kernel(const __grid_constant__ ScanLaunch launch) {
   const uint32_t number = blockIdx.x * kScanWarps + threadIdx.x / kWarp;
   scan_share<kBits, kSteps>(Warp{}, launch, number, gridDim.x * kScanWarps);

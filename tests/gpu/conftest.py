@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from cpp_build import build
+from cpp_build import CompiledPlugIn, build
 from weft import _native
 
 
@@ -15,6 +15,12 @@ def emulator(tmp_path_factory):
     """The plug-in's twin for the CPU, without sanitizers."""
     folder = build(tmp_path_factory.mktemp("emu"), "", "weft_emu")
     return folder / "libweft_emu.so"
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The plug-in for the architectures of an ordinary installation."""
+    return CompiledPlugIn(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture
