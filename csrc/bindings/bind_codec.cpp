@@ -37,7 +37,7 @@ Progress cancellable(const py::object& callable) {
 
 CodecPointer train(const py::object& rows, unsigned nbits, uint32_t n_coarse, uint32_t n_fine,
                    unsigned iterations, uint64_t seed, uint64_t max_sample_bytes, size_t threads,
-                   const py::object& progress) {
+                   const py::object& progress, uint64_t n_tokens) {
   const auto values = matrix<uint16_t>(rows, "rows", "float16");
   const Progress report = cancellable(progress);
   const py::gil_scoped_release release;
@@ -47,9 +47,32 @@ CodecPointer train(const py::object& rows, unsigned nbits, uint32_t n_coarse, ui
                                                      .n_fine = n_fine,
                                                      .iterations = iterations,
                                                      .seed = seed,
+                                                     .n_tokens = n_tokens,
                                                      .max_sample_bytes = max_sample_bytes,
                                                      .threads = threads},
                                                     report));
+}
+
+CodecPointer grow(const Codec& codec, const py::object& rows, uint32_t n_more, unsigned iterations,
+                  uint64_t n_tokens, uint64_t max_sample_bytes, size_t threads,
+                  std::vector<uint32_t> used, const py::object& progress) {
+  const auto values = matrix<uint16_t>(rows, "rows", "float16");
+  const Progress report = cancellable(progress);
+  const py::gil_scoped_release release;
+  return std::make_shared<const Codec>(codec.grow(values,
+                                                  {.n_more = n_more,
+                                                   .iterations = iterations,
+                                                   .n_tokens = n_tokens,
+                                                   .max_sample_bytes = max_sample_bytes,
+                                                   .threads = threads,
+                                                   .used = std::move(used)},
+                                                  report));
+}
+
+double share_beyond(const Codec& codec, const py::object& rows, size_t threads) {
+  const auto values = matrix<uint16_t>(rows, "rows", "float16");
+  const py::gil_scoped_release release;
+  return codec.share_beyond(values, threads);
 }
 
 uint32_t write(const Codec& codec, int fd, std::string path) {
@@ -215,8 +238,13 @@ void bind_codec(py::module_& module) {
   py::class_<Codec, std::shared_ptr<Codec>>(module, "Codec")
       .def_static("train", &train, py::arg("rows"), py::kw_only(), py::arg("nbits"),
                   py::arg("n_coarse"), py::arg("n_fine"), py::arg("iterations"), py::arg("seed"),
-                  py::arg("max_sample_bytes"), py::arg("threads"), py::arg("progress"))
+                  py::arg("max_sample_bytes"), py::arg("threads"), py::arg("progress"),
+                  py::arg("n_tokens") = 0)
       .def_static("open", &Codec::open, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def("grow", &grow, py::arg("rows"), py::kw_only(), py::arg("n_more"), py::arg("iterations"),
+           py::arg("n_tokens"), py::arg("max_sample_bytes"), py::arg("threads"), py::arg("used"),
+           py::arg("progress"))
+      .def("share_beyond", &share_beyond, py::arg("rows"), py::arg("threads"))
       .def("write", &write, py::arg("fd"), py::arg("path"))
       .def_property_readonly("dim", &Codec::dim)
       .def_property_readonly("padded_dim", &Codec::padded_dim)
@@ -225,6 +253,7 @@ void bind_codec(py::module_& module) {
       .def_property_readonly("n_fine", &Codec::n_fine)
       .def_property_readonly("n_tokens", &Codec::n_tokens)
       .def_property_readonly("seed", &Codec::seed)
+      .def_property_readonly("error", &Codec::error)
       .def_property_readonly("checksum", &Codec::checksum)
       .def_property_readonly("nbytes", &Codec::byte_size)
       .def("_encode", &encode, py::arg("rows"), py::arg("plane") = false, py::arg("threads") = 0)

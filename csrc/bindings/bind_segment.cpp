@@ -114,6 +114,7 @@ void bind_segment(py::module_& module) {
       .def_property_readonly("n_docs", &Segment::doc_count)
       .def_property_readonly("n_tokens", &Segment::token_count)
       .def_property_readonly("checksum", &Segment::checksum)
+      .def_property_readonly("codec_checksum", &Segment::codec_checksum)
       .def_property_readonly("has_codes", &Segment::has_codes)
       .def_property_readonly(
           "rerank",

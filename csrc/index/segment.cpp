@@ -70,13 +70,8 @@ Segment::Segment(std::string path, Container container, std::shared_ptr<const Co
   read_ids();
   const auto n = static_cast<size_t>(token_count());
   if (has_codes()) {
-    if (codec_ == nullptr || codec_->checksum() != static_cast<uint32_t>(meta_.codec_checksum)) {
-      throw Error(ErrorCode::incompatible,
-                  concat("segment was encoded with codec ", meta_.codec_checksum, ", found ",
-                         codec_ ? concat(codec_->checksum()) : "none"),
-                  path_);
-    }
     read_codes();
+    read_lists();
   } else if (rerank() != Rerank::f16) {
     bad("meta: a segment without codes must store f16 rows");
   }
@@ -103,6 +98,9 @@ void Segment::read_ids() {
 }
 
 void Segment::read_codes() {
+  if (codec_ == nullptr) {
+    throw Error(ErrorCode::incompatible, "segment holds codes, found no codec", path_);
+  }
   const auto n = static_cast<size_t>(token_count());
   if (meta_.dim != static_cast<int64_t>(codec_->dim()) ||
       meta_.padded_dim != static_cast<int64_t>(codec_->padded_dim()) ||
@@ -119,12 +117,33 @@ void Segment::read_codes() {
     plane_ = container_.array<uint8_t>("plane", n, padded / 2);
     plane_multipliers_ = container_.array<uint8_t>("plane_multipliers", n);
   }
+}
+
+void Segment::read_lists() {
+  const std::vector<uint32_t> own = codec_->child_offsets_of(codec_checksum());
+  if (own.empty()) {
+    throw Error(ErrorCode::incompatible,
+                concat("segment was encoded with codec ", codec_checksum(), ", found ",
+                       codec_->checksum(), ", which has not grown from it"),
+                path_);
+  }
   width_ = posting_width(doc_count());
-  list_offsets_ = container_.array<uint64_t>("list_offsets", codec_->n_fine() + size_t{1});
+  list_offsets_ = container_.array<uint64_t>("list_offsets", own.back() + size_t{1});
   if (list_offsets_.back() > token_count()) {
     throw Error(ErrorCode::corrupt, "list_offsets: more postings than tokens", path_);
   }
   require_monotone(list_offsets_, list_offsets_.back(), "list_offsets", path_);
+  if (codec_checksum() != codec_->checksum()) {
+    spread_offsets_.reserve(codec_->n_fine() + size_t{1});
+    for (size_t cell = 0; cell < codec_->n_coarse(); ++cell) {
+      const auto first = list_offsets_.begin() + own[cell],
+                 last = list_offsets_.begin() + own[cell + 1];
+      spread_offsets_.insert(spread_offsets_.end(), first, last);
+      spread_offsets_.resize(codec_->child_offsets()[cell + 1], *last);
+    }
+    spread_offsets_.push_back(list_offsets_.back());
+    list_offsets_ = spread_offsets_;
+  }
   postings_ = container_.array<uint8_t>(
       "postings", static_cast<size_t>(list_offsets_.back()) * width_ + kPostingSlack);
 }

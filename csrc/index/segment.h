@@ -40,8 +40,9 @@ struct SegmentMeta {
 /// Const is safe from any thread. Everything returned borrows from the mapped file.
 class Segment {
  public:
-  /// Checks the structure, not the payload: see verify(). `codec` may be null for a segment of rows.
-  /// Throws corrupt, incompatible (newer version, another codec), io.
+  /// Checks the structure, not the payload: see verify(). `codec`: that of its codes, or one that has
+  /// grown from it; may be null for a segment of rows. Throws corrupt, incompatible (newer version,
+  /// another codec), io.
   static std::shared_ptr<const Segment> open(const std::string& path,
                                              std::shared_ptr<const Codec> codec);
 
@@ -53,6 +54,8 @@ class Segment {
   uint32_t checksum() const noexcept { return container_.checksum(); }
   const std::string& path() const noexcept { return path_; }
   const Codec* codec() const noexcept { return codec_.get(); }
+  /// Of the codec that made its codes; 0 without codes.
+  uint32_t codec_checksum() const noexcept { return static_cast<uint32_t>(meta_.codec_checksum); }
 
   std::string_view id(uint32_t doc) const noexcept;
   std::optional<uint32_t> find(std::string_view id) const noexcept;
@@ -80,7 +83,8 @@ class Segment {
   /// out[length(doc)][dim]: the document's rows from the best form stored, rotated back.
   void read_rows(uint32_t doc, float* out) const;
 
-  /// Inverted lists: postings of fine centroid f are [list_offsets[f], list_offsets[f + 1]).
+  /// Inverted lists: postings of fine centroid f are [list_offsets[f], list_offsets[f + 1]); of one that
+  /// is younger than the segment there are none.
   std::span<const uint64_t> list_offsets() const noexcept { return list_offsets_; }
   const uint8_t* postings() const noexcept { return postings_.data(); }
   unsigned width() const noexcept { return width_; }
@@ -92,6 +96,7 @@ class Segment {
   Segment(std::string path, Container container, std::shared_ptr<const Codec> codec);
   void read_ids();
   void read_codes();
+  void read_lists();
 
   std::string path_;
   Container container_;
@@ -103,6 +108,8 @@ class Segment {
       postings_;
   std::span<const uint16_t> rows_, parents_, steps_;
   std::vector<uint32_t> id_ranks_;
+  std::vector<uint64_t>
+      spread_offsets_;  ///< where the codec has grown since: what list_offsets_ views
   unsigned width_ = 2;
 };
 

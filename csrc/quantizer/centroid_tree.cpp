@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <queue>
 #include <tuple>
@@ -40,10 +41,11 @@ class StageProgress {
   uint64_t done_ = 0;
 };
 
-/// Children per cell: one each, then one at a time to the cell where weight / (2 * children + 1) is
-/// largest, which keeps the counts as close to proportional as whole numbers can be.
-std::vector<uint32_t> share_children(const Clusters& cells, std::span<const double> weights,
-                                     uint32_t n_fine) {
+/// What cells get: `least` each, then `left` more, one at a time to the cell where weight / (2 * count + 1)
+/// is largest, which keeps the counts as close to proportional as whole numbers can be. No cell gets more
+/// than there is room for.
+std::vector<uint32_t> share(std::span<const double> weights, std::span<const uint32_t> room,
+                            uint32_t least, size_t left) {
   struct Bid {
     double value;
     uint32_t cell;
@@ -51,23 +53,74 @@ std::vector<uint32_t> share_children(const Clusters& cells, std::span<const doub
       return value != other.value ? value < other.value : cell > other.cell;
     }
   };
-  std::vector<uint32_t> counts(cells.size(), 1);
+  std::vector<uint32_t> counts(weights.size(), least);
   std::priority_queue<Bid> bids;
   const auto bid = [&](uint32_t cell) {
-    if (counts[cell] < std::min<size_t>(kMaxChildren, cells[cell].size()) && weights[cell] > 0.0) {
+    if (counts[cell] < room[cell] && weights[cell] > 0.0) {
       bids.push({weights[cell] / (2.0 * counts[cell] + 1.0), cell});
     }
   };
-  for (uint32_t cell = 0; cell < cells.size(); ++cell) {
+  for (uint32_t cell = 0; cell < weights.size(); ++cell) {
     bid(cell);
   }
-  for (size_t left = n_fine - cells.size(); left > 0 && !bids.empty(); --left) {
+  for (; left > 0 && !bids.empty(); --left) {
     const uint32_t cell = bids.top().cell;
     bids.pop();
     ++counts[cell];
     bid(cell);
   }
   return counts;
+}
+
+int32_t squared_length(const int8_t* row, size_t dim) {
+  int32_t sum = 0;
+  for (size_t d = 0; d < dim; ++d) {
+    sum += row[d] * row[d];
+  }
+  return sum;
+}
+
+int8_t* children_of(TreeArrays& tree, size_t cell) {
+  return tree.fine.data() + size_t{tree.child_offsets[cell]} * tree.dim;
+}
+
+/// Trains counts[cell] children of every cell on its tokens, behind those that begin(cell) has put there
+/// and gives back: these stay as they are.
+void train_cells(const char* stage, ByteRows sample, const Clusters& cells,
+                 std::span<const uint32_t> counts, const TreeParams& params,
+                 const Progress& progress, TreeArrays& out,
+                 const std::function<ByteRows(size_t)>& begin_cell) {
+  StageProgress told_stage(progress, stage, sample.n);
+  std::atomic<uint64_t> done = 0;
+  uint64_t told = 0;
+  const auto tell = [&] {
+    const uint64_t now = done.load();
+    told_stage.add(now - told);
+    told = now;
+    return false;
+  };
+  parallel_for(
+      cells.size(), params.threads,
+      [&](size_t begin, size_t end, size_t) {
+        for (size_t cell = begin; cell < end; ++cell) {
+          const ByteRows there = begin_cell(cell);
+          if (!cells[cell].empty() && counts[cell] > 0) {
+            const AlignedBuffer<int8_t> tokens = gather_rows(sample, cells[cell]);
+            const AlignedBuffer<int8_t> means =
+                kmeans(kernels::active(), {tokens.data(), cells[cell].size(), out.dim},
+                       {.n_clusters = counts[cell],
+                        .iterations = params.iterations,
+                        .seed = params.seed,
+                        .stream = 3 + cell,
+                        .threads = 1},
+                       {}, there);
+            std::ranges::copy(means.span(), children_of(out, cell) + there.n * out.dim);
+          }
+          done += cells[cell].size();
+        }
+      },
+      1, tell);
+  tell();
 }
 
 }  // namespace
@@ -122,48 +175,77 @@ TreeArrays CentroidTree::train(ByteRows sample, const TreeParams& params,
         }
       },
       16);
-  const std::vector<uint32_t> counts = share_children(cells, weights, params.n_fine);
+  std::vector<uint32_t> room(cells.size());
+  for (size_t cell = 0; cell < cells.size(); ++cell) {
+    room[cell] = static_cast<uint32_t>(std::min<size_t>(kMaxChildren, cells[cell].size()));
+  }
+  const std::vector<uint32_t> counts = share(weights, room, 1, params.n_fine - cells.size());
   out.child_offsets.assign(cells.size() + 1, 0);
   std::partial_sum(counts.begin(), counts.end(), out.child_offsets.begin() + 1);
   out.fine.resize(size_t{out.child_offsets.back()} * dim);
 
-  StageProgress fine(progress, "fine", sample.n);
-  std::atomic<uint64_t> done = 0;
-  uint64_t told = 0;
-  const auto tell = [&] {
-    const uint64_t now = done.load();
-    fine.add(now - told);
-    told = now;
-    return false;
-  };
+  train_cells("fine", sample, cells, counts, params, progress, out, [&](size_t cell) {
+    if (cells[cell].empty()) {
+      std::copy_n(out.coarse.data() + cell * dim, dim, children_of(out, cell));
+    }
+    return ByteRows{nullptr, 0, dim};
+  });
+  return out;
+}
+
+TreeArrays CentroidTree::grow(ByteRows sample, uint32_t n_more, const TreeParams& params,
+                              const Progress& progress) const {
+  const kernels::Kernels& kernel = kernels::active();
+  const size_t dim = arrays_.dim;
+  const auto& offsets = arrays_.child_offsets;
+  const Clusters cells = cluster_rows(sample, nearest_, params.threads);
+
+  // What the children there are leave over, of the tokens of each cell.
+  std::vector<double> weights(cells.size());
+  std::vector<uint32_t> room(cells.size());
   parallel_for(
       cells.size(), params.threads,
       [&](size_t begin, size_t end, size_t) {
+        int32_t dots[kMaxChildren];
         for (size_t cell = begin; cell < end; ++cell) {
-          int8_t* children = out.fine.data() + size_t{out.child_offsets[cell]} * dim;
-          if (cells[cell].empty()) {
-            std::copy_n(out.coarse.data() + cell * dim, dim, children);
-            continue;
+          const uint32_t first = offsets[cell], size = offsets[cell + 1] - first;
+          int64_t sum = 0;
+          for (const uint32_t i : cells[cell]) {
+            kernel.row_dots(sample.row(i), fine().row(first), size, dim, dots);
+            int32_t best = INT32_MIN;
+            for (uint32_t child = 0; child < size; ++child) {
+              best = std::max(best, dots[child] + fine_bias_[first + child]);
+            }
+            sum += std::max(0, squared_length(sample.row(i), dim) - 2 * best);
           }
-          const AlignedBuffer<int8_t> tokens = gather_rows(sample, cells[cell]);
-          const AlignedBuffer<int8_t> means =
-              kmeans(kernel, {tokens.data(), cells[cell].size(), dim},
-                     {.n_clusters = counts[cell],
-                      .iterations = params.iterations,
-                      .seed = params.seed,
-                      .stream = 3 + cell,
-                      .threads = 1});
-          std::copy_n(means.data(), counts[cell] * dim, children);
-          done += cells[cell].size();
+          weights[cell] = std::sqrt(static_cast<double>(sum));
+          room[cell] =
+              static_cast<uint32_t>(std::min<size_t>(kMaxChildren - size, cells[cell].size()));
         }
       },
-      1, tell);
-  tell();
+      16);
+  const std::vector<uint32_t> counts = share(weights, room, 0, n_more);
+
+  TreeArrays out;
+  out.dim = dim;
+  out.coarse.resize(arrays_.coarse.size());
+  std::ranges::copy(arrays_.coarse.span(), out.coarse.data());
+  out.child_offsets.assign(cells.size() + 1, 0);
+  for (size_t cell = 0; cell < cells.size(); ++cell) {
+    out.child_offsets[cell + 1] =
+        out.child_offsets[cell] + offsets[cell + 1] - offsets[cell] + counts[cell];
+  }
+  out.fine.resize(size_t{out.child_offsets.back()} * dim);
+  train_cells("grow", sample, cells, counts, params, progress, out, [&](size_t cell) {
+    const ByteRows old{fine().row(offsets[cell]), offsets[cell + 1] - offsets[cell], dim};
+    std::copy_n(old.data, old.n * dim, children_of(out, cell));
+    return old;
+  });
   return out;
 }
 
 void CentroidTree::assign(const kernels::Kernels& kernel, ByteRows tokens, uint16_t* parents,
-                          uint8_t* children) const {
+                          uint8_t* children, uint32_t* distances) const {
   struct Best {
     int32_t value = INT32_MIN;
     uint32_t place = 0;
@@ -206,6 +288,10 @@ void CentroidTree::assign(const kernels::Kernels& kernel, ByteRows tokens, uint1
         }
       }
     }
+  }
+  for (size_t i = 0; distances != nullptr && i < tokens.n; ++i) {
+    const int32_t squared = squared_length(tokens.row(i), tokens.dim) - 2 * best[i].value;
+    distances[i] = static_cast<uint32_t>(std::max(0, squared));
   }
 }
 

@@ -56,10 +56,18 @@ class CentroidTree {
   double longest_coarse() const noexcept { return nearest_.longest(); }
   double longest_fine() const noexcept { return longest_fine_; }
 
+  /// The arrays of this tree with about n_more children appended to its cells, where they lower the
+  /// sample's distance to the nearest child most: in proportion to its square root. The children there
+  /// are stay as they are and keep their numbers. Fewer come where cells are full or tokens few.
+  /// params.n_coarse and n_fine are not read. Tells progress stage "grow".
+  TreeArrays grow(ByteRows sample, uint32_t n_more, const TreeParams& params,
+                  const Progress& progress) const;
+
   /// The nearest child over the four nearest cells of each token, and the cell it belongs to; of
-  /// equals the one in the nearer cell, then the smaller number.
-  void assign(const kernels::Kernels& kernel, ByteRows tokens, uint16_t* parents,
-              uint8_t* children) const;
+  /// equals the one in the nearer cell, then the smaller number. distances: where not null, the square
+  /// of its distance in steps of the tokens' grid.
+  void assign(const kernels::Kernels& kernel, ByteRows tokens, uint16_t* parents, uint8_t* children,
+              uint32_t* distances = nullptr) const;
 
  private:
   TreeArrays arrays_;

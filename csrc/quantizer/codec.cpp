@@ -12,17 +12,13 @@
 #include "base/half.h"
 #include "kernels/dispatch.h"
 #include "quantizer/packing.h"
+#include "quantizer/row_rotator.h"
 
 namespace weft {
 
 namespace {
 
 constexpr size_t kBlockTokens = 4'096;
-constexpr size_t kSampleWindow = size_t{1} << 16;  // rows drawn before they are read
-constexpr uint64_t kSampleTokensPerFine = 24;
-constexpr uint64_t kLeastSamplePerFine = 8;
-constexpr uint64_t kTokensPerFine = 50;
-constexpr uint32_t kChildrenByRule = 128;
 constexpr float kRatio = kPlaneRatio;
 /// With a second plane the first one's step is this much wider than its own optimum: its error grows by
 /// 8 %, that of both planes together falls by 40 %, because fewer elements lie beyond the outermost
@@ -30,11 +26,6 @@ constexpr float kRatio = kPlaneRatio;
 constexpr float kPlaneWidening = 1.1f;
 constexpr double kLongestCentroid = 2.0;
 constexpr const char* kRemedy = "; the file is damaged, restore it or rebuild";
-
-/// int8 per unit of length: 127 is four standard deviations of an element of a rotated unit row.
-float token_scale(size_t padded_dim) {
-  return static_cast<float>(127.0 * std::sqrt(static_cast<double>(padded_dim)) / 4.0);
-}
 
 /// Clip factors tried for the step, for 1, 2, 4 and 8 bits: evenly spaced from `least` to 1. The
 /// fewer levels, the more clipping pays; one bit has no choice to make.
@@ -94,40 +85,6 @@ void nearest_levels(const float* row, float step, float middle, size_t dim, uint
   }
 }
 
-/// Rotates f16 rows, one at a time.
-class RowRotator {
- public:
-  RowRotator(const kernels::Kernels& kernel, const Rotation& rotation)
-      : kernel_(kernel),
-        rotation_(rotation),
-        scale_(token_scale(rotation.padded_dim())),
-        row_(rotation.dim()) {}
-
-  /// rotated: f32 [padded_dim]; bytes: the same as int8, for the tree.
-  void operator()(const uint16_t* row, float* rotated, int8_t* bytes) {
-    kernel_.half_to_float(row, rotation_.dim(), row_.data());
-    rotation_.apply(row_.data(), rotated);
-    kernel_.to_int8(rotated, rotation_.padded_dim(), scale_, bytes);
-  }
-
- private:
-  const kernels::Kernels& kernel_;
-  const Rotation& rotation_;
-  float scale_;
-  AlignedBuffer<float> row_;
-};
-
-uint32_t checksum_of(const CodecParts& parts) {
-  const uint64_t numbers[] = {parts.dim, parts.nbits, parts.seed,
-                              std::bit_cast<uint32_t>(parts.coarse_scale),
-                              std::bit_cast<uint32_t>(parts.fine_scale)};
-  uint32_t crc = crc32c(0, numbers, sizeof numbers);
-  const auto& offsets = parts.tree.child_offsets;
-  crc = crc32c(crc, offsets.data(), offsets.size() * sizeof(uint32_t));
-  crc = crc32c(crc, parts.tree.coarse.data(), parts.tree.coarse.size());
-  return crc32c(crc, parts.tree.fine.data(), parts.tree.fine.size());
-}
-
 void check(const CodecParts& parts, const std::string& path) {
   const auto require = [&](bool condition, const auto&... message) {
     if (!condition) {
@@ -156,6 +113,15 @@ void check(const CodecParts& parts, const std::string& path) {
     require(end > begin && end - begin <= kMaxChildren, "child_offsets: cell ", cell, " goes from ",
             begin, " to ", end, ", expected 1..", kMaxChildren, " children");
   }
+  for (const Ancestor& ancestor : parts.ancestors) {
+    require(ancestor.children.size() == n_coarse, "ancestors: found ", ancestor.children.size(),
+            " cells, expected ", n_coarse);
+    for (size_t cell = 0; cell < n_coarse; ++cell) {
+      const uint32_t size = tree.child_offsets[cell + 1] - tree.child_offsets[cell];
+      require(ancestor.children[cell] >= 1 && ancestor.children[cell] <= size, "ancestors: cell ",
+              cell, " had ", ancestor.children[cell], " children, expected 1..", size);
+    }
+  }
   const auto check_rows = [&](const char* name, const AlignedBuffer<int8_t>& rows, size_t n) {
     require(rows.size() == n * tree.dim, name, ": found ", rows.size(), " values, expected ",
             n * tree.dim);
@@ -168,28 +134,6 @@ void check(const CodecParts& parts, const std::string& path) {
 
 }  // namespace
 
-TreeSize tree_size(uint64_t n_tokens, uint32_t n_coarse, uint32_t n_fine) {
-  constexpr auto kBad = ErrorCode::invalid_argument;
-  WEFT_REQUIRE(n_coarse <= kMaxCoarse, kBad, "n_coarse=", n_coarse, ": expected 1..", kMaxCoarse);
-  const uint64_t wanted = n_fine != 0 ? n_fine : n_tokens / kTokensPerFine;
-  uint64_t cells = n_coarse;
-  if (cells == 0) {
-    const double power = std::round(std::log2(std::sqrt(static_cast<double>(n_tokens))));
-    cells = std::clamp<uint64_t>(uint64_t{1} << static_cast<unsigned>(power), 16, kMaxCoarse);
-    while (cells < kMaxCoarse && wanted > kChildrenByRule * cells) {
-      cells *= 2;
-    }
-    if (n_fine != 0) {
-      cells = std::min<uint64_t>(cells, n_fine);
-    }
-  }
-  WEFT_REQUIRE(n_fine == 0 || (n_fine >= cells && n_fine <= kMaxChildren * cells), kBad,
-               "n_fine=", n_fine, ": expected ", cells, "..", kMaxChildren * cells,
-               " with n_coarse=", cells);
-  const uint64_t most = n_fine != 0 ? n_fine : kChildrenByRule * cells;
-  return {static_cast<uint32_t>(cells), static_cast<uint32_t>(std::clamp(wanted, cells, most))};
-}
-
 Codec::Codec(CodecParts&& parts)
     : rotation_(parts.dim, parts.seed),
       nbits_(parts.nbits),
@@ -197,9 +141,36 @@ Codec::Codec(CodecParts&& parts)
       n_tokens_(parts.n_tokens),
       coarse_scale_(parts.coarse_scale),
       fine_scale_(parts.fine_scale),
-      checksum_(checksum_of(parts)),
+      error_(parts.error),
+      checksum_(0),
       tree_(std::move(parts.tree), double{coarse_scale_} * token_scale(rotation_.padded_dim()),
-            double{fine_scale_} * token_scale(rotation_.padded_dim())) {}
+            double{fine_scale_} * token_scale(rotation_.padded_dim())),
+      ancestors_(std::move(parts.ancestors)) {
+  checksum_ = digest();
+}
+
+uint32_t Codec::digest() const {
+  const uint64_t numbers[] = {dim(),
+                              nbits_,
+                              seed_,
+                              std::bit_cast<uint32_t>(coarse_scale_),
+                              std::bit_cast<uint32_t>(fine_scale_),
+                              error_};
+  uint32_t crc = crc32c(0, numbers, sizeof numbers);
+  crc = crc32c(crc, child_offsets().data(), child_offsets().size_bytes());
+  crc = crc32c(crc, coarse().data(), coarse().size());
+  crc = crc32c(crc, fine().data(), fine().size());
+  for (const Ancestor& ancestor : ancestors_) {
+    crc = crc32c(crc, &ancestor.checksum, sizeof ancestor.checksum);
+    crc = crc32c(crc, ancestor.children.data(), ancestor.children.size() * sizeof(uint16_t));
+  }
+  return crc;
+}
+
+void Codec::require_dim(MatrixView<const uint16_t> rows) const {
+  WEFT_REQUIRE(rows.cols == dim(), ErrorCode::invalid_argument, "rows have dim ", rows.cols,
+               ", the codec has ", dim());
+}
 
 Codec Codec::from_parts(CodecParts parts, const std::string& path) {
   check(parts, path);
@@ -226,74 +197,28 @@ std::span<const int8_t> Codec::fine() const noexcept {
   return {tree_.fine().data, tree_.fine().n * padded_dim()};
 }
 
+std::vector<uint32_t> Codec::child_offsets_of(uint32_t checksum) const {
+  if (checksum == checksum_) {
+    return {child_offsets().begin(), child_offsets().end()};
+  }
+  const auto found = std::ranges::find(ancestors_, checksum, &Ancestor::checksum);
+  if (found == ancestors_.end()) {
+    return {};
+  }
+  std::vector<uint32_t> offsets{0};
+  for (const uint16_t size : found->children) {
+    offsets.push_back(offsets.back() + size);
+  }
+  return offsets;
+}
+
 size_t Codec::byte_size() const noexcept {
   const size_t n_rows = size_t{n_coarse()} + n_fine();
   return n_rows * (padded_dim() + sizeof(int32_t)) + child_offsets().size_bytes();
 }
 
-Codec Codec::train(MatrixView<const uint16_t> rows, const CodecParams& params,
-                   const Progress& progress) {
-  constexpr auto kBad = ErrorCode::invalid_argument;
-  WEFT_REQUIRE(rows.rows >= 1, kBad, "training rows: found none, expected at least 1");
-  WEFT_REQUIRE(params.nbits >= 1 && params.nbits <= 8 && std::has_single_bit(params.nbits), kBad,
-               "nbits=", params.nbits, ": expected 1, 2, 4 or 8");
-  WEFT_REQUIRE(params.iterations >= 1, kBad, "iterations=0: expected at least 1");
-  const Rotation rotation(rows.cols, params.seed);
-  const size_t padded = rotation.padded_dim();
-  WEFT_REQUIRE(params.max_sample_bytes >= padded, kBad,
-               "max_sample_bytes=", params.max_sample_bytes, ": expected at least one token, ",
-               padded, " bytes");
-  TreeSize size =
-      tree_size(params.n_tokens != 0 ? params.n_tokens : rows.rows, params.n_coarse, params.n_fine);
-  // What fits into memory is shared by no more centroids than it can tell means of.
-  const uint64_t n_sampled = std::min<uint64_t>(rows.rows, params.max_sample_bytes / padded);
-  if (params.n_fine == 0) {
-    const uint64_t most = std::max<uint64_t>(n_sampled / kLeastSamplePerFine, size.n_coarse);
-    size.n_fine = static_cast<uint32_t>(std::min<uint64_t>(size.n_fine, most));
-  }
-  const uint64_t n_sample = std::min(n_sampled, kSampleTokensPerFine * size.n_fine);
-  size.n_coarse = static_cast<uint32_t>(std::min<uint64_t>(size.n_coarse, n_sample));
-
-  const kernels::Kernels& kernel = kernels::active();
-  AlignedBuffer<int8_t> sample(n_sample * padded);
-  AscendingDraw draw(rows.rows, n_sample, Random(params.seed, 1));
-  std::vector<uint64_t> window;
-  for (size_t first = 0; first < n_sample; first += window.size()) {
-    window.resize(std::min(kSampleWindow, n_sample - first));
-    std::ranges::generate(window, [&] { return draw.next(); });
-    parallel_for(
-        window.size(), params.threads,
-        [&](size_t begin, size_t end, size_t) {
-          RowRotator rotate(kernel, rotation);
-          AlignedBuffer<float> rotated(padded);
-          for (size_t i = begin; i < end; ++i) {
-            rotate(rows.row(window[i]), rotated.data(), sample.data() + (first + i) * padded);
-          }
-        },
-        1'024);
-    if (progress) {
-      progress("sample", first + window.size(), n_sample);
-    }
-  }
-  const float scale = 1.0f / token_scale(padded);
-  return Codec({.dim = rows.cols,
-                .nbits = params.nbits,
-                .seed = params.seed,
-                .n_tokens = params.n_tokens != 0 ? params.n_tokens : rows.rows,
-                .coarse_scale = scale,
-                .fine_scale = scale,
-                .tree = CentroidTree::train({sample.data(), n_sample, padded},
-                                            {.n_coarse = size.n_coarse,
-                                             .n_fine = size.n_fine,
-                                             .iterations = params.iterations,
-                                             .seed = params.seed,
-                                             .threads = params.threads},
-                                            progress)});
-}
-
 void Codec::encode(MatrixView<const uint16_t> rows, bool plane, EncodedTokens& out) const {
-  WEFT_REQUIRE(rows.cols == dim(), ErrorCode::invalid_argument, "rows have dim ", rows.cols,
-               ", the codec has ", dim());
+  require_dim(rows);
   WEFT_REQUIRE(!plane || nbits_ == 4, ErrorCode::invalid_argument,
                "a second plane goes with nbits=4, found nbits=", nbits_);
   const kernels::Kernels& kernel = kernels::active();

@@ -39,7 +39,7 @@
 
 namespace weft {
 
-inline constexpr int64_t kCodecVersion = 2;
+inline constexpr int64_t kCodecVersion = 3;
 
 struct CodecParams {
   unsigned nbits = 4;       ///< 1, 2, 4 or 8
@@ -50,6 +50,23 @@ struct CodecParams {
   uint64_t n_tokens = 0;  ///< of the collection it is trained for; 0: as many as there are rows
   uint64_t max_sample_bytes = uint64_t{1} << 30;
   size_t threads = 0;  ///< 0: default_threads()
+};
+
+struct GrowParams {
+  uint32_t n_more = 0;      ///< fine centroids to add
+  unsigned iterations = 8;  ///< rounds of k-means, at least 1
+  uint64_t n_tokens = 0;    ///< of the collection it is to be large enough for
+  uint64_t max_sample_bytes = uint64_t{1} << 30;
+  size_t threads = 0;  ///< 0: default_threads()
+  /// Checksums of the codecs that segments in use were encoded with; the grown codec knows these.
+  std::vector<uint32_t> used;
+};
+
+/// A codec that another has grown from: for each cell the number of its children, which are the first of
+/// those it has now.
+struct Ancestor {
+  uint32_t checksum;
+  std::vector<uint16_t> children;
 };
 
 struct TreeSize {
@@ -70,7 +87,9 @@ struct CodecParts {
   uint64_t n_tokens = 0;
   float coarse_scale = 0.0f;
   float fine_scale = 0.0f;
+  uint32_t error = 0;
   TreeArrays tree;
+  std::vector<Ancestor> ancestors = {};
 };
 
 /// Encoded tokens, one entry per token in each vector; `codes` and `plane` hold padded_dim * nbits
@@ -122,6 +141,16 @@ class Codec {
   static Codec train(MatrixView<const uint16_t> rows, const CodecParams& params,
                      const Progress& progress = {});
 
+  /// This codec with more fine centroids, trained on rows, f16 [n >= 1, dim]; every centroid there is
+  /// keeps its place and its value, so codes made before are read the same with both. A function of
+  /// its arguments but for params.threads. Stages of progress: "sample", "grow".
+  Codec grow(MatrixView<const uint16_t> rows, const GrowParams& params,
+             const Progress& progress = {}) const;
+
+  /// The share of rows, f16 [n >= 1, dim], that are farther from their fine centroid than error(),
+  /// estimated on at most 16,384 of them. Of tokens like those it was trained on, it is about 0.05.
+  double share_beyond(MatrixView<const uint16_t> rows, size_t threads) const;
+
   /// From and to a .weft container; defined in index/codec_file.cpp, since this layer does not know
   /// containers. write() returns the checksum of the file's header. Errors of open(): corrupt,
   /// incompatible, io.
@@ -134,7 +163,8 @@ class Codec {
   /// Of the multipliers that go with the codes; those of a plane are on kFineGrid.
   MultiplierGrid multiplier_grid() const noexcept { return nbits_ == 8 ? kFineGrid : kWideGrid; }
   uint64_t seed() const noexcept { return seed_; }
-  /// Tokens of the collection it was trained for.
+  /// Tokens of the collection it is large enough for: of the one it was trained for, or what it has
+  /// grown to.
   uint64_t n_tokens() const noexcept { return n_tokens_; }
   const Rotation& rotation() const noexcept { return rotation_; }
 
@@ -145,6 +175,9 @@ class Codec {
   std::span<const int8_t> fine() const noexcept;
   float coarse_scale() const noexcept { return coarse_scale_; }
   float fine_scale() const noexcept { return fine_scale_; }
+  /// 95 % of the tokens that the first codec was trained for are no farther from their fine centroid:
+  /// squared, in steps of the tokens' grid. A grown codec has that of the codec it has grown from.
+  uint32_t error() const noexcept { return error_; }
   /// Length of the longest centroid, in units of its scale.
   double longest_coarse() const noexcept { return tree_.longest_coarse(); }
   double longest_fine() const noexcept { return tree_.longest_fine(); }
@@ -157,8 +190,12 @@ class Codec {
     return std::min(fine, n_fine());
   }
 
-  /// CRC32C of everything the codes depend on: tells one codec from another, written or not.
+  /// CRC32C of everything it says: tells one codec from another, written or not.
   uint32_t checksum() const noexcept { return checksum_; }
+  std::span<const Ancestor> ancestors() const noexcept { return ancestors_; }
+  /// child_offsets of the codec with this checksum: this one, or one that it has grown from; empty for
+  /// any other.
+  std::vector<uint32_t> child_offsets_of(uint32_t checksum) const;
   /// Bytes of memory held.
   size_t byte_size() const noexcept;
 
@@ -179,6 +216,10 @@ class Codec {
 
  private:
   explicit Codec(CodecParts&& parts);
+  uint32_t digest() const;
+  void require_dim(MatrixView<const uint16_t> rows) const;
+  /// Squared distances of at most 16,384 of the rows to their fine centroids.
+  std::vector<uint32_t> measure(MatrixView<const uint16_t> rows, size_t threads) const;
 
   Rotation rotation_;
   unsigned nbits_;
@@ -186,8 +227,10 @@ class Codec {
   uint64_t n_tokens_;
   float coarse_scale_;
   float fine_scale_;
+  uint32_t error_;
   uint32_t checksum_;
   CentroidTree tree_;
+  std::vector<Ancestor> ancestors_;
 };
 
 }  // namespace weft

@@ -68,11 +68,12 @@ uint32_t farthest(ByteRows rows, std::span<const uint32_t> numbers, const int8_t
   return best;
 }
 
-/// Gives every empty cluster a row of one with large scatter, as far as there are such clusters.
-void fill_empty(ByteRows rows, const Clusters& clusters, size_t threads,
+/// Gives every empty cluster from `first` on a row of one with large scatter, as far as there are such
+/// clusters.
+void fill_empty(ByteRows rows, const Clusters& clusters, size_t first, size_t threads,
                 AlignedBuffer<int8_t>& centroids) {
   std::vector<uint32_t> empty;
-  for (size_t c = 0; c < clusters.size(); ++c) {
+  for (size_t c = first; c < clusters.size(); ++c) {
     if (clusters[c].empty()) {
       empty.push_back(static_cast<uint32_t>(c));
     }
@@ -183,28 +184,32 @@ double scatter(ByteRows rows, std::span<const uint32_t> numbers) {
 }
 
 AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
-                             const KMeansParams& params, const Tick& tick) {
-  AlignedBuffer<int8_t> centroids(params.n_clusters * rows.dim);
+                             const KMeansParams& params, const Tick& tick, ByteRows fixed) {
+  const size_t n = fixed.n + params.n_clusters;
+  AlignedBuffer<int8_t> centroids(n * rows.dim);
+  std::copy_n(fixed.data, fixed.n * rows.dim, centroids.data());
   AscendingDraw draw(rows.n, params.n_clusters, Random(params.seed, params.stream));
-  for (size_t c = 0; c < params.n_clusters; ++c) {
+  for (size_t c = fixed.n; c < n; ++c) {
     std::copy_n(rows.row(draw.next()), rows.dim, centroids.data() + c * rows.dim);
   }
   for (unsigned round = 0; round < params.iterations; ++round) {
-    const NearestCentroids nearest(kernel, {centroids.data(), params.n_clusters, rows.dim});
+    const NearestCentroids nearest(kernel, {centroids.data(), n, rows.dim});
     const Clusters clusters = cluster_rows(rows, nearest, params.threads, tick);
     parallel_for(
         params.n_clusters, params.threads,
         [&](size_t begin, size_t end, size_t) {
-          for (size_t c = begin; c < end; ++c) {
+          for (size_t c = fixed.n + begin; c < fixed.n + end; ++c) {
             if (!clusters[c].empty()) {
               round_mean(rows, clusters[c], centroids.data() + c * rows.dim);
             }
           }
         },
         64);
-    fill_empty(rows, clusters, params.threads, centroids);
+    fill_empty(rows, clusters, fixed.n, params.threads, centroids);
   }
-  return centroids;
+  AlignedBuffer<int8_t> means(params.n_clusters * rows.dim);
+  std::copy_n(centroids.data() + fixed.n * rows.dim, means.size(), means.data());
+  return means;
 }
 
 }  // namespace weft

@@ -63,7 +63,7 @@ AlignedBuffer<int8_t> gather_rows(ByteRows rows, std::span<const uint32_t> numbe
 double scatter(ByteRows rows, std::span<const uint32_t> numbers);
 
 struct KMeansParams {
-  size_t n_clusters = 1;  ///< 1..65,536, at most as many as there are rows
+  size_t n_clusters = 1;  ///< 1..65,536 with the fixed ones, at most as many as there are rows
   unsigned iterations = 8;
   uint64_t seed = 42;
   uint64_t stream = 0;  ///< tells runs with the same seed apart
@@ -72,8 +72,10 @@ struct KMeansParams {
 
 /// The rounded means of n_clusters clusters, [n_clusters][dim]. Starts from rows drawn without
 /// replacement. After each round an empty cluster takes the row farthest from the mean of a cluster
-/// with large scatter, each such cluster giving one.
+/// with large scatter, each such cluster giving one. Rows also go to `fixed` centroids, which stay as
+/// they are: the means come to lie where those are far.
 AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
-                             const KMeansParams& params, const Tick& tick = {});
+                             const KMeansParams& params, const Tick& tick = {},
+                             ByteRows fixed = {});
 
 }  // namespace weft

@@ -18,13 +18,14 @@ import numpy as np
 
 from weft import _native
 from weft.bitmaps import as_mask
+from weft.codec_build import CodecBuild, share_beyond
 from weft.compaction import must_be_merged, plan_merges, worth_merging
 from weft.dense_build import DenseBuild, live_lengths, stored_vectors
 from weft.documents import check_metadata, encode_spans
-from weft.entries import CodecEntry, SegmentEntry, TombstonesEntry, Tuning
+from weft.entries import SegmentEntry, TombstonesEntry, Tuning
 from weft.manifest import Manifest
 from weft.new_files import NewFiles
-from weft.planning import plan, require_room, sample_bytes, segment_cuts, size
+from weft.planning import plan, require_room, segment_cuts, size
 from weft.row_files import IdTable, rows_file
 from weft.snapshot import OpenSegment, Snapshot
 from weft.sparse import write_sparse
@@ -104,11 +105,17 @@ class Build:
             for segment in kept:
                 self._absorb(segment)
             kept, tune = (), True
-            codec, entry = self._train()
-        elif entry is not None and n_tokens > defaults.retrain_growth * entry.n_tokens:
+            grows = base.codec is None and base.n_tokens > 0
+            made_for = (defaults.growth_ahead if grows else 1) * spool.n_tokens
+            codec, entry = self._codec_build().train(spool.rows(), made_for)
+        elif codec is not None and entry is not None and spool.n_tokens > 0:
+            used = [segment.native.codec_checksum for segment in kept]
+            codec, entry = self._codec_build().grow(codec, entry, spool.rows(), used, n_tokens)
+            tune = tune or base.outgrew_tuning(n_tokens)
+        if entry is not None and n_tokens > defaults.retrain_growth * entry.n_tokens:
             logger.warning(
-                "the index has %d tokens, its codec was trained for %d: recall may fall; "
-                "compact(retrain=True) trains another",
+                "the index has %d tokens, its codec is made for %d and has no room to grow: recall "
+                "may fall; compact(retrain=True) trains another",
                 n_tokens,
                 entry.n_tokens,
             )
@@ -130,6 +137,14 @@ class Build:
             manifest = self._tune_dense(manifest, kept, dense)
         self._directory.sync_directory()
         return manifest
+
+    def _codec_build(self) -> CodecBuild:
+        return CodecBuild(
+            *(self._base.config, self._files, self._made_once),
+            threads=self._threads,
+            max_ram=self._max_ram,
+            progress=self._progress,
+        )
 
     def _dense_build(self) -> DenseBuild | None:
         if self._base.config.dense is None:
@@ -254,34 +269,6 @@ class Build:
         )
         self._spool.append(batch, (rows.values for rows in _stored_rows(segment)))
 
-    def _train(self) -> tuple[_native.Codec, CodecEntry]:
-        config, rows = self._base.config, self._spool.rows()
-
-        def make() -> list[str]:
-            trained = _native.Codec.train(
-                rows,
-                nbits=config.nbits,
-                n_coarse=config.n_coarse or 0,
-                n_fine=config.n_fine or 0,
-                iterations=config.kmeans_iterations,
-                seed=config.seed,
-                max_sample_bytes=sample_bytes(self._max_ram),
-                threads=self._threads,
-                progress=self._progress,
-            )
-            name = f"codec-{uuid.uuid4().hex}.weft"
-
-            def write(fd: int, path: str) -> int:
-                trained.write(fd, path)
-                return trained.checksum
-
-            self._files.write(name, write)
-            return [name]
-
-        (name,) = self._made_once(f"codec {sample_bytes(self._max_ram)}", make)
-        codec = _native.Codec.open(str(self._directory.path / name))
-        return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, len(rows))
-
     def _made_once(self, stage: str, make: Callable[[], Sequence[str]]) -> list[str]:
         """Give the files of a stage: those of a commit that was interrupted, or made now."""
         found = self._spool.made(stage)
@@ -299,6 +286,7 @@ class Build:
         starts, lengths = spool.doc_starts(), spool.lengths()
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         rows = spool.rows()
+        drift = share_beyond(codec, rows, self._threads)
         codecs = [codec, dense.codec if dense is not None else None]
         checksums = ", ".join(f"codec {c.checksum:08x}" for c in codecs if c is not None)
         entries = []
@@ -309,6 +297,7 @@ class Build:
                 docs - first,
                 documents=spool.has_documents,
                 fields=self._base.config.fields,
+                drift=drift,
             )
             make = partial(
                 self._write_segment, entry, codec, rows, offsets[first : last + 1], first, dense

@@ -23,7 +23,7 @@ from weft.types import defaults
 from weft.windows import starts_document
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -135,9 +135,19 @@ def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
             starts[(starts >= first) & (starts < last)] - first,
             documents=any(segment.entry.documents for segment, _ in parts),
             fields=parts[0][0].entry.fields,
+            drift=mean_drift((segment.entry.drift, segment.entry.n_tokens) for segment, _ in parts),
         )
         merges.append(Merge(entry, tuple(parts)))
     return merges
+
+
+def mean_drift(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Give the mean over so many tokens each; None where none of it is known."""
+    known = [(drift, n_tokens) for drift, n_tokens in parts if drift is not None]
+    n_all = sum(n_tokens for _, n_tokens in known)
+    if n_all == 0:
+        return None
+    return round(sum(drift * n_tokens for drift, n_tokens in known) / n_all, 4)
 
 
 def _starts(segment: OpenSegment, kept: NDArray[np.int64]) -> NDArray[np.int64]:

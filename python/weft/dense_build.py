@@ -9,7 +9,6 @@ the segments of the commit have them, so that memory does not grow with their nu
 from __future__ import annotations
 
 import itertools
-import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,14 +98,7 @@ class DenseBuild:
                 threads=self._threads,
                 progress=self._progress,
             )
-            name = f"codec-{uuid.uuid4().hex}.weft"
-
-            def write(fd: int, path: str) -> int:
-                trained.write(fd, path)
-                return trained.checksum
-
-            self._files.write(name, write)
-            return [name]
+            return [self._files.write_codec(trained)]
 
         (name,) = made_once(f"dense codec {sample_bytes(self._max_ram)}", make)
         self.codec = self._files.open_codec(name)

@@ -29,7 +29,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CodecEntry:
-    """The codec file, the size of its tree, and the number of tokens it was trained for."""
+    """The codec file, the size of its tree, and the number of tokens that it is made for."""
 
     file: str
     n_coarse: int
@@ -53,7 +53,8 @@ class SegmentEntry:
     """One segment: its name, what it holds, its fields, and whether it has a file of documents.
 
     `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without
-    tokens; deleted ones are counted too, since they are still stored.
+    tokens; deleted ones are counted too, since they are still stored. `drift` is the share of its
+    tokens that lay beyond the error of the codec when they were encoded; None without codes.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SegmentEntry:
     documents: bool
     tombstones: TombstonesEntry | None = None
     fields: tuple[str, ...] = ()
+    drift: float | None = None
 
     @classmethod
     def new(
@@ -73,6 +75,7 @@ class SegmentEntry:
         *,
         documents: bool,
         fields: tuple[str, ...],
+        drift: float | None,
     ) -> SegmentEntry:
         """Name a segment to come: the tokens of its windows, the first windows of its documents."""
         per_document = np.add.reduceat(lengths.astype(np.int64), starts)
@@ -84,6 +87,7 @@ class SegmentEntry:
             n_tokens=int(per_document.sum()),
             documents=documents,
             fields=fields,
+            drift=drift,
         )
 
     @property

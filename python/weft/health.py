@@ -19,6 +19,11 @@ class IndexInfo:
     nothing was measured. `n_deleted` documents are counted nowhere else; they are still stored, in
     about `n_deleted_bytes` of `n_bytes`, until the index is compacted; that would leave
     `n_segments_compacted` of its `n_segments`.
+
+    `drift` is the share of tokens that lay farther from the centroids, when they were added, than
+    95 % of those that the codec was trained on: about 0.05 where documents are like the first ones;
+    None where it is not known. `n_coarse_retrained` and `n_fine_retrained` centroids would there be
+    if the codec were trained anew for the tokens of now; None where there is no codec.
     """
 
     path: str
@@ -36,6 +41,9 @@ class IndexInfo:
     n_deleted_bytes: int
     n_coarse: int | None
     n_fine: int | None
+    n_coarse_retrained: int | None
+    n_fine_retrained: int | None
+    drift: float | None
     operating_points: tuple[OperatingPoint, ...]
     truth: str | None
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import Embeddings
-from weft.compaction import n_segments_compacted
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     CorruptIndexError,
@@ -18,9 +17,9 @@ from weft.errors import (
     InvalidArgumentError,
     StorageError,
 )
-from weft.health import IndexInfo, Problem, Repair
+from weft.inspection import describe
 from weft.manifest import Manifest, check_generation, generations, load, publish
-from weft.planning import parse_ram, plan
+from weft.planning import plan
 from weft.repair import repair
 from weft.searcher import Searcher
 from weft.snapshot import Snapshot
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from weft.health import IndexInfo, Problem, Repair
     from weft.planning import Plan
     from weft.types import (
         Alignment,
@@ -179,27 +179,7 @@ class Index:
     @property
     def info(self) -> IndexInfo:
         """What the index holds at this generation."""
-        manifest = self._manifest
-        codec = manifest.codec
-        return IndexInfo(
-            path=str(self.path),
-            generation=manifest.generation,
-            config=manifest.config,
-            encoder=manifest.encoder,
-            n_docs=manifest.n_docs,
-            n_windows=manifest.n_windows,
-            n_empty=manifest.n_empty,
-            n_tokens=manifest.n_tokens,
-            n_deleted=manifest.n_deleted,
-            n_segments=len(manifest.segments),
-            n_segments_compacted=n_segments_compacted(manifest.segments, parse_ram(None)),
-            n_bytes=sum(entry.size for entry in manifest.files.values()),
-            n_deleted_bytes=manifest.n_deleted_bytes,
-            n_coarse=None if codec is None else codec.n_coarse,
-            n_fine=None if codec is None else codec.n_fine,
-            operating_points=manifest.operating_points,
-            truth=None if manifest.tuning is None else manifest.tuning.truth,
-        )
+        return describe(self.path, self._manifest)
 
     def __len__(self) -> int:
         """Count the documents."""

@@ -111,6 +111,15 @@ class Manifest:
         small, large = sorted((self.n_tokens, self.tuning.n_tokens))
         return large > small * defaults.stale_growth
 
+    def outgrew_tuning(self, n_tokens: int) -> bool:
+        """Whether so many tokens are to be tuned for; what somebody's own queries gave is kept."""
+        tuning = self.tuning
+        return (
+            tuning is not None
+            and tuning.queries == "sampled documents"
+            and n_tokens >= defaults.tune_growth * tuning.n_tokens
+        )
+
     def next(self, generation: int, **changes: Any) -> Manifest:  # noqa: ANN401
         """Give the manifest of a later generation, naming only files that it uses."""
         made = replace(self, generation=generation, **changes)
@@ -248,6 +257,9 @@ def _check(manifest: Manifest) -> None:
     counts: list[tuple[str, object]] = [("generation", manifest.generation)]
     for segment in manifest.segments:
         counts += [(f"{segment.name}.{n}", getattr(segment, n)) for n in _SEGMENT_COUNTS]
+        drift = segment.drift
+        if drift is not None and not (isinstance(drift, float) and 0.0 <= drift <= 1.0):
+            raise ValueError(f"{segment.name}.drift={drift!r}: expected a number from 0 to 1")
         if segment.n_docs > segment.n_windows or segment.n_empty > segment.n_docs:
             raise ValueError(f"{segment.name}: more documents than it can hold")
         if (deleted := segment.tombstones) is not None:

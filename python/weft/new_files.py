@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,17 @@ class NewFiles:
             self.entries[name] = FileEntry(os.fstat(fd).st_size, f"{checksum:08x}")
         finally:
             os.close(fd)
+
+    def write_codec(self, codec: _native.Codec) -> str:
+        """Write a codec and give the name of its file."""
+        name = f"codec-{uuid.uuid4().hex}.weft"
+
+        def write(fd: int, path: str) -> int:
+            codec.write(fd, path)
+            return codec.checksum
+
+        self.write(name, write)
+        return name
 
     def open_codec(self, name: str) -> _native.Codec:
         """Open a codec that was made."""

@@ -49,8 +49,17 @@ class Defaults:
     """Bytes that a build plans with, unless half of what is available is less."""
     stale_growth: float = 1.2
     """Operating points are stale once the index has grown by this factor since they were found."""
+    growth_ahead: int = 2
+    """A codec that an index gets while it grows is made for so many times the tokens there are."""
+    fine_growth: float = 0.1
+    """A commit adds fine centroids once so large a share of those that are due is missing."""
+    drift: float = 0.15
+    """A commit adds fine centroids if more of its tokens lie beyond the error of the codec; of the
+    tokens that it was trained on, 0.05 do."""
+    tune_growth: float = 2.0
+    """A commit finds operating points anew once the index has grown by this factor since."""
     retrain_growth: float = 2.0
-    """A codec trained for so many times fewer tokens is warned of; docs/performance.md says why."""
+    """A codec made for so many times fewer tokens, that could not grow, is warned of."""
     generations_kept: int = 2
     merged_deleted: float = 0.2
     """A commit writes a segment anew once more of it than this is deleted."""

@@ -432,7 +432,7 @@ def test_hostile_file(name: str, index: object, value: float, message: str, tmp_
     assert caught.value.path == str(path)
 
 
-@pytest.mark.parametrize("missing", ["meta", "coarse", "fine", "scales", "child_offsets"])
+@pytest.mark.parametrize("missing", ["meta", "coarse", "fine", "scales", "child_offsets", "error"])
 def test_missing_or_foreign_array(missing: str, tmp_path: Path) -> None:
     arrays = arrays_of(train(tokens(2000, 64)), tmp_path)
     path = tmp_path / "hostile.weft"
@@ -443,7 +443,7 @@ def test_missing_or_foreign_array(missing: str, tmp_path: Path) -> None:
             _native.Codec.open(str(path))
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_other_version(version: int, tmp_path: Path) -> None:
     arrays = arrays_of(train(tokens(100, 32)), tmp_path)
     arrays["meta"][0] = version

@@ -61,7 +61,9 @@ class Change:
         return [(generation, self.old), (generation + 1, self.new)]
 
 
-@pytest.fixture(params=["rows", "codec", "delete", "upsert", "compact", "everything", "unasked"])
+@pytest.fixture(
+    params=["rows", "codec", "grow", "delete", "upsert", "compact", "everything", "unasked"]
+)
 def change(request, make_index, rng):
     """Additions to a small index, few or enough to train the codec; changes of a larger one."""
     kind = request.param
@@ -95,6 +97,8 @@ def change(request, make_index, rng):
     old = (OLD | {*ids, "last", "least"}) - {"d1", "m0"}
     gone, replaced = {"d2", "m1", "m2", "last", "least"}, ["m3", "m4", "d1", "fresh"]
     many = [f"m{i}" for i in range(10, 60)]
+    strange = [f"x{i}" for i in range(30)]
+    scattered = [unit_rows(rng, 6, 8) for _ in strange]  # the codec gets more centroids for these
 
     def work(writer):
         if kind in ("delete", "everything"):
@@ -104,11 +108,15 @@ def change(request, make_index, rng):
             writer.upsert(*given(replaced, 101), texts=texts(replaced))
         if kind in ("compact", "everything"):
             writer.compact()
+        if kind == "grow":
+            assert writer.delete(["d2"]) == 1
+            writer.add(strange, scattered, texts=texts(strange))
         if kind == "unasked":  # a segment of which more than a fifth is then deleted
             assert writer.delete(many) == len(many)
 
     new = {
         "delete": old - gone,
+        "grow": old - {"d2"} | set(strange),
         "upsert": old | set(replaced),
         "compact": old,
         "everything": old - gone | set(replaced),

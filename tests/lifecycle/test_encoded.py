@@ -11,6 +11,7 @@ import weft
 from helpers import assert_ranking, exact, names, ragged_docs, stored, unit_rows
 from reference import maxsim
 from weft import errors
+from weft.manifest import load
 from weft.types import defaults
 
 # ---- windows -------------------------------------------------------------------------------------
@@ -122,11 +123,11 @@ def test_the_commit_that_crosses_the_line_encodes_everything(coded, rng):
 
 def test_later_commits_use_the_codec(coded, rng):
     index, ids, docs = coded
-    codec = names(index.path, "codec-")
+    first, cells = load(index._directory).segments, index.info.n_coarse
     more = ragged_docs(rng, 60, 16)
     index.add([f"e{i}" for i in range(60)], more)
-    assert names(index.path, "codec-") == codec
-    assert index.info.n_segments == 2
+    assert load(index._directory).segments[: len(first)] == first
+    assert (index.info.n_coarse, index.info.n_segments) == (cells, 2)
     query = unit_rows(rng, 4, 16)
     expected = exact(query, [*docs, *more], [*ids, *(f"e{i}" for i in range(60))])
     assert_ranking(index.exact_search(query, k=210), expected, tolerance=0.06)

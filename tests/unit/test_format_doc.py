@@ -77,14 +77,43 @@ def test_checksum():
 def test_codec(codec, tmp_path):
     arrays, numbers = write_codec(codec, tmp_path)
     check_arrays(arrays, "Codec", set(), numbers)
-    assert (numbers["version"], numbers["nbits"]) == (2, codec.nbits)
+    assert (numbers["version"], numbers["nbits"]) == (3, codec.nbits)
     assert (numbers["dim"], numbers["padded_dim"]) == (DIM, 96)
     assert np.uint64(numbers["seed"] % 2**64) == 2**63 + 5
-    head = [DIM, codec.nbits, numbers["seed"] % 2**64, *arrays["scales"].view("<u4").tolist()]
+    assert checksum_of(arrays, numbers) == codec.checksum
+
+
+def checksum_of(arrays, numbers):
+    head = [numbers["dim"], numbers["nbits"], numbers["seed"] % 2**64]
+    head += [*arrays["scales"].view("<u4").tolist(), *arrays["error"].tolist()]
     crc = crc32c(np.array(head, "<u8").tobytes())
     for name in ("child_offsets", "coarse", "fine"):
         crc = crc32c(arrays[name].tobytes(), crc)
-    assert crc == codec.checksum
+    for ancestor, children in zip(arrays["ancestors"], arrays["ancestor_children"], strict=True):
+        crc = crc32c(children.tobytes(), crc32c(ancestor.tobytes(), crc))
+    return crc
+
+
+def test_grown_codec(codec, rows, tmp_path):
+    """Its file, and an older segment read with it, as the page says."""
+    trained, _ = write_codec(codec, tmp_path)
+    segment, _, _ = write_segment(codec, rows, "none", tmp_path)
+    grown = codec.grow(
+        rows, n_more=25, iterations=2, n_tokens=5_000, max_sample_bytes=1 << 20, threads=1,
+        used=[], progress=None,
+    )  # fmt: skip
+    arrays, numbers = write_codec(grown, tmp_path)
+    check_arrays(arrays, "Codec", set(), numbers)
+    assert (numbers["n_ancestors"], numbers["n_fine"]) == (1, 65)
+    assert checksum_of(arrays, numbers) == grown.checksum
+    assert arrays["ancestors"].tolist() == [codec.checksum]
+    assert np.array_equal(arrays["ancestor_children"][0], np.diff(trained["child_offsets"]))
+    opened = _native.Segment.open(str(tmp_path / "none.weft"), grown)
+    opened.verify()
+    found = np.concatenate([opened.rows(doc) for doc in range(len(LENGTHS))])
+    x = decode(segment, arrays, codec.nbits)
+    matrix = rotation_matrix(96, numbers["seed"] % 2**64)
+    assert np.allclose(found, (x @ matrix.T)[:, :DIM], atol=1e-5)
 
 
 @pytest.mark.parametrize("rerank", ["none", "plane", "f16"])
@@ -157,7 +186,14 @@ def test_tombstones(tmp_path):
     (segment,) = body["fields"]["multi"]["segments"]
     counts = {"n_docs": 4, "n_windows": 4, "n_empty": 0, "n_tokens": 16}
     assert segment["tombstones"] == {"file": path.name, **counts}
-    assert sorted(segment) == ["documents", "fields", *sorted(counts), "name", "tombstones"]
+    assert sorted(segment) == [
+        "documents",
+        "drift",
+        "fields",
+        *sorted(counts),
+        "name",
+        "tombstones",
+    ]
 
 
 @pytest.mark.parametrize("impacts", [False, True])

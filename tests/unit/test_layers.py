@@ -31,8 +31,8 @@ PYTHON_LAYERS = [
     {"field_searchers"},
     {"batches", "searcher"},
     {"compaction", "tombstones", "tuner", "verification"},
-    {"new_files"},
-    {"dense_build"},
+    {"inspection", "new_files"},
+    {"codec_build", "dense_build"},
     {"builder", "repair"},
     {"writer"},
     {"index"},
@@ -55,7 +55,15 @@ PYTHON_LAYERS = [
 ]
 
 NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner", "verification"}
-NATIVE_USERS |= {"new_files", "builder", "repair", "sparse", "row_files", "dense_build"}
+NATIVE_USERS |= {
+    "new_files",
+    "builder",
+    "repair",
+    "sparse",
+    "row_files",
+    "codec_build",
+    "dense_build",
+}
 NATIVE_USERS |= {"installation"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)

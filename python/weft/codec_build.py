@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The codec of one commit: trained, or the one there is with more fine centroids.
+
+A codec is trained once, for the tokens there are then. Later tokens are noticed in two ways: there
+are more of them than its lists are meant for, or they lie farther from its centroids than the
+tokens that it was trained on. Either way it gets more fine centroids, and codes stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weft import _native
+from weft.entries import CodecEntry
+from weft.planning import MAX_CHILDREN, TOKENS_PER_FINE, sample_bytes, tree_size
+from weft.types import defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from weft.new_files import NewFiles
+    from weft.types import IndexConfig, Progress
+
+    MadeOnce = Callable[[str, Callable[[], Sequence[str]]], list[str]]
+
+
+def n_more_centroids(
+    config: IndexConfig, codec: CodecEntry, *, n_tokens: int, n_new: int, drift: float
+) -> int:
+    """Say how many fine centroids to add.
+
+    Parameters
+    ----------
+    config, codec
+        Of the index; where the configuration names a number of fine centroids, it stays.
+    n_tokens, n_new
+        Tokens of the index with those of the commit, and those of the commit.
+    drift
+        Share of the new tokens that lie beyond the error that the codec was trained to.
+    """
+    if config.n_fine is not None:
+        return 0
+    room = MAX_CHILDREN * codec.n_coarse - codec.n_fine
+    by_size = tree_size(config, n_tokens)[1] - codec.n_fine
+    if by_size >= defaults.fine_growth * codec.n_fine:
+        return min(by_size, room)
+    if drift > defaults.drift:
+        return min(max(by_size, n_new // TOKENS_PER_FINE), room)
+    return 0
+
+
+def share_beyond(
+    codec: _native.Codec | None, rows: NDArray[np.float16], threads: int
+) -> float | None:
+    """Give the share of rows that lie beyond the error of the codec; None without either."""
+    if codec is None or len(rows) == 0:
+        return None
+    return round(codec.share_beyond(rows, threads), 4)
+
+
+class CodecBuild:
+    """Makes the codec of a commit; one that an interrupted commit has made is used again."""
+
+    def __init__(
+        self,
+        config: IndexConfig,
+        files: NewFiles,
+        made_once: MadeOnce,
+        *,
+        threads: int,
+        max_ram: int,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._files = files
+        self._made_once = made_once
+        self._threads = threads
+        self._sample_bytes = sample_bytes(max_ram)
+        self._progress = progress
+
+    def train(self, rows: NDArray[np.float16], n_tokens: int) -> tuple[_native.Codec, CodecEntry]:
+        """Train a codec on the rows, made for so many tokens."""
+
+        def make() -> list[str]:
+            trained = _native.Codec.train(
+                rows,
+                nbits=self._config.nbits,
+                n_coarse=self._config.n_coarse or 0,
+                n_fine=self._config.n_fine or 0,
+                iterations=self._config.kmeans_iterations,
+                seed=self._config.seed,
+                max_sample_bytes=self._sample_bytes,
+                threads=self._threads,
+                progress=self._progress,
+                n_tokens=n_tokens,
+            )
+            return [self._files.write_codec(trained)]
+
+        return self._opened(f"codec {self._sample_bytes}", make)
+
+    def grow(
+        self,
+        codec: _native.Codec,
+        entry: CodecEntry,
+        rows: NDArray[np.float16],
+        used: Sequence[int],
+        n_tokens: int,
+    ) -> tuple[_native.Codec, CodecEntry]:
+        """Give the codec for new rows: the one there is, or more of it.
+
+        `used` are the checksums that segments name, `n_tokens` those of the index with the new.
+        """
+        drift = codec.share_beyond(rows, self._threads)
+        n_more = n_more_centroids(
+            self._config, entry, n_tokens=n_tokens, n_new=len(rows), drift=drift
+        )
+        if n_more == 0:
+            return codec, entry
+
+        def make() -> list[str]:
+            grown = codec.grow(
+                rows,
+                n_more=n_more,
+                iterations=self._config.kmeans_iterations,
+                n_tokens=n_tokens,
+                max_sample_bytes=self._sample_bytes,
+                threads=self._threads,
+                used=used,
+                progress=self._progress,
+            )
+            return [self._files.write_codec(grown)]
+
+        return self._opened(f"codec {codec.checksum:08x} and {n_more}, {self._sample_bytes}", make)
+
+    def _opened(
+        self, stage: str, make: Callable[[], Sequence[str]]
+    ) -> tuple[_native.Codec, CodecEntry]:
+        (name,) = self._made_once(stage, make)
+        codec = self._files.open_codec(name)
+        return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, codec.n_tokens)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an index holds and how healthy it is, as its manifest tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weft.compaction import mean_drift, n_segments_compacted
+from weft.health import IndexInfo
+from weft.planning import parse_ram, tree_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from weft.manifest import Manifest
+
+
+def describe(path: Path, manifest: Manifest) -> IndexInfo:
+    """Give what `Index.info` says of a generation."""
+    codec, n_tokens = manifest.codec, manifest.n_tokens
+    retrained = None if codec is None else tree_size(manifest.config, n_tokens)
+    return IndexInfo(
+        path=str(path),
+        generation=manifest.generation,
+        config=manifest.config,
+        encoder=manifest.encoder,
+        n_docs=manifest.n_docs,
+        n_windows=manifest.n_windows,
+        n_empty=manifest.n_empty,
+        n_tokens=n_tokens,
+        n_deleted=manifest.n_deleted,
+        n_segments=len(manifest.segments),
+        n_segments_compacted=n_segments_compacted(manifest.segments, parse_ram(None)),
+        n_bytes=sum(entry.size for entry in manifest.files.values()),
+        n_deleted_bytes=manifest.n_deleted_bytes,
+        n_coarse=None if codec is None else codec.n_coarse,
+        n_fine=None if codec is None else codec.n_fine,
+        n_coarse_retrained=None if retrained is None else retrained[0],
+        n_fine_retrained=None if retrained is None else retrained[1],
+        drift=mean_drift((s.drift, s.live("n_tokens")) for s in manifest.segments),
+        operating_points=manifest.operating_points,
+        truth=None if manifest.tuning is None else manifest.tuning.truth,
+    )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An index that grows beyond what its codec was trained for, or by another kind of documents."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import weft
+from format_reader import decode, meta, read, rotation_matrix
+from helpers import assert_ranking, names, ragged_docs, unit_rows
+from reference import maxsim
+from weft.codec_build import n_more_centroids
+from weft.entries import CodecEntry
+from weft.manifest import load
+from weft.types import defaults
+
+WIDE = weft.SearchParams(
+    budget=10**9, nprobe=65_536, ncandidates=10**6, nskim=0, nrefine=10**6, nrerank=10**6
+)
+
+
+@pytest.fixture(autouse=True)
+def _early(small_codec, unmerged):
+    """A codec from 400 tokens on, and every commit a segment."""
+
+
+def grown_index(make_index, rng, **config):
+    """Five commits, the first of which trains a codec; the later ones hold six times as much."""
+    docs = ragged_docs(rng, 700, 16, shortest=4)
+    ids = [f"d{i}" for i in range(700)]
+    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16, **config))
+    for part in (slice(0, 100), *(slice(100 + 150 * i, 250 + 150 * i) for i in range(4))):
+        index.add(ids[part], docs[part])
+    return index, ids, docs
+
+
+def scores_from_files(index, query):
+    """{id: score} by docs/format.md: every segment read with the newest codec alone."""
+    found = {}
+    manifest = load(index._directory)
+    codec, _ = read(index.path / manifest.codec.file)
+    numbers = meta(codec, "Codec meta")
+    rotated = (
+        query.astype(float)
+        @ rotation_matrix(numbers["padded_dim"], numbers["seed"] % 2**64)[: query.shape[1]]
+    )  # zeros are what a query is padded with
+    for entry in manifest.segments:
+        arrays, _ = read(index.path / entry.file)
+        rows = decode(arrays, codec, numbers["nbits"])
+        ends, raw = arrays["id_offsets"].astype(int), arrays["id_bytes"].tobytes()
+        starts = arrays["doc_offsets"].astype(int)
+        for doc in range(len(starts) - 1):
+            stored = raw[ends[doc] : ends[doc + 1]].decode()
+            found[stored] = float(maxsim(rotated, rows[starts[doc] : starts[doc + 1]]))
+    return found
+
+
+def test_old_segments_are_searched_with_the_grown_codec(make_index, rng):
+    index, _, _ = grown_index(make_index, rng)
+    manifest = load(index._directory)
+    codec, _ = read(index.path / manifest.codec.file)
+    assert len(codec["ancestors"]) >= 2
+    assert len(manifest.segments) == 5
+    assert index.verify(deep=True) == ()
+    for _ in range(10):
+        query = unit_rows(rng, 4, 16)
+        expected = scores_from_files(index, query)
+        assert len(expected) == 700
+        assert_ranking(index.exact_search(query, k=700), expected, 0.01)
+        assert_ranking(index.search(query, k=20, params=WIDE), expected, 0.01)
+
+
+def test_lists_of_old_segments_hold_what_they_did(make_index, rng):
+    """One cell and one list at a time: what the engine meets is what the files say."""
+    index, _, docs = grown_index(make_index, rng)
+    narrow = dataclasses.replace(WIDE, nprobe=1, budget=1)
+    wide = [set(index.search(doc[:1], k=30, params=narrow).ids) for doc in docs[::50]]
+    index.compact()  # new lists of all tokens, by the newest codec
+    assert index.info.n_segments == 1
+    merged = [set(index.search(doc[:1], k=30, params=narrow).ids) for doc in docs[::50]]
+    assert wide == merged
+
+
+def test_fine_centroids_follow_the_tokens(make_index, rng):
+    index, _, docs = grown_index(make_index, rng)
+    info = index.info
+    due = sum(map(len, docs)) // 50
+    assert due >= info.n_fine > (1 - defaults.fine_growth) * due - 1
+    assert info.n_coarse == 16
+    before = {name: (index.path / name).read_bytes() for name in names(index.path, "seg-")}
+    index.add(["late"], [unit_rows(rng, 400, 16)])
+    assert index.info.n_fine > info.n_fine
+    for name, data in before.items():
+        assert (index.path / name).read_bytes() == data
+
+
+def test_documents_of_another_kind_are_noticed(make_index, rng):
+    docs = ragged_docs(rng, 700, 16, shortest=4)
+    index = make_index(docs, dim=16)
+    same = ragged_docs(np.random.default_rng(7), 700, 16, shortest=4)[:40]
+    index.add([f"same{i}" for i in range(40)], same)
+    n_fine, drift = index.info.n_fine, index.info.drift
+    assert drift < 0.1
+    other = [unit_rows(rng, 8, 16) for _ in range(40)]
+    index.add([f"other{i}" for i in range(40)], other)
+    entry = load(index._directory).segments[-1]
+    assert entry.drift > defaults.drift
+    assert index.info.n_fine >= n_fine + 320 // 50
+    assert index.info.drift > drift
+
+
+def test_a_given_number_of_centroids_stays(make_index, rng, caplog):
+    index, _, _ = grown_index(make_index, rng, n_fine=40)
+    assert index.info.n_fine == 40
+    assert "has no room to grow" in caplog.text
+
+
+def test_a_grown_index_is_tuned_again(make_index, rng):
+    docs = ragged_docs(rng, 400, 16, shortest=4)
+    index = make_index(docs[:100], dim=16)
+    tuned = load(index._directory).tuning.n_tokens
+    index.add([f"e{i}" for i in range(90)], docs[100:190])
+    assert load(index._directory).tuning.n_tokens == tuned
+    index.add([f"f{i}" for i in range(210)], docs[190:])
+    assert load(index._directory).tuning.n_tokens == index.info.n_tokens
+
+    index.tune([docs[0]])
+    index.add([f"g{i}" for i in range(800)], docs + docs)
+    assert load(index._directory).tuning.queries == "given queries"  # that somebody chose
+
+
+def test_how_many_centroids_are_due():
+    config, codec = weft.IndexConfig(), CodecEntry("codec", 512, 10_000, 500_000)
+
+    def more(n_tokens, n_new, drift=0.05, given=config):
+        return n_more_centroids(given, codec, n_tokens=n_tokens, n_new=n_new, drift=drift)
+
+    assert more(549_950, 50_000) == 0
+    assert more(550_000, 50_000) == 1_000
+    assert more(510_000, 10_000, drift=0.5) == 200
+    assert more(300_000, 10_000, drift=0.5) == 200  # many were deleted
+    assert more(10**9, 10**6) == 512 * 256 - 10_000
+    assert more(10**9, 10**6, 0.5, weft.IndexConfig(n_fine=10_000)) == 0
+
+
+def test_drift_is_kept_by_merges(make_index, rng):
+    index, _, _ = grown_index(make_index, rng)
+    entries = load(index._directory).segments
+    index.compact()
+    (merged,) = load(index._directory).segments
+    total = sum(entry.n_tokens for entry in entries)
+    expected = sum(entry.drift * entry.n_tokens for entry in entries) / total
+    assert merged.drift == pytest.approx(expected, abs=1e-4)
+    assert index.info.drift == merged.drift
