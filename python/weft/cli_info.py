@@ -90,6 +90,8 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
         codes = f"{config.nbits} bits, rerank {config.rerank or 'none'}"
         tree = f"{count(info.n_coarse or 0)} coarse and {count(info.n_fine)} fine centroids"
         rows.append(("codes", f"{codes}, {tree}"))
+        if info.drift is not None:
+            rows.append(("drift", _drift(info)))
     else:
         rows.append(("codes", "none yet: the rows are stored, every document is scored"))
     if info.encoder is not None:
@@ -100,6 +102,16 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
             against = TRUTHS[info.truth] if info.truth else "nothing"
             rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
     return pairs(rows)
+
+
+def _drift(info: IndexInfo) -> str:
+    """Say how well the centroids fit, and what training them anew would make."""
+    said = f"{info.drift:.1%} of the tokens lie beyond the error of training, where 5% did"
+    now = (info.n_coarse or 0, info.n_fine or 0)
+    anew = (info.n_coarse_retrained or 0, info.n_fine_retrained or 0)
+    if anew[0] > now[0] or anew[1] > 1.1 * now[1]:
+        said += f"; compact --retrain would make {count(anew[0])} coarse, {count(anew[1])} fine"
+    return said
 
 
 def _segments(info: IndexInfo) -> str:

@@ -54,8 +54,7 @@ class Defaults:
     fine_growth: float = 0.1
     """A commit adds fine centroids once so large a share of those that are due is missing."""
     drift: float = 0.15
-    """A commit adds fine centroids if more of its tokens lie beyond the error of the codec; of the
-    tokens that it was trained on, 0.05 do."""
+    """A commit adds fine centroids if more of its tokens lie beyond the error of the codec."""
     tune_growth: float = 2.0
     """A commit finds operating points anew once the index has grown by this factor since."""
     retrain_growth: float = 2.0

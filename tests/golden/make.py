@@ -120,8 +120,9 @@ def build(kind, folder):
 def stored_windows(index):
     """The rows of every window, read from the files by the page alone; {stored id: rows}."""
     codec, found = None, {}
-    for path in sorted(index.path.glob("codec-*.weft")):
-        codec, _ = read(path)
+    body = json.loads(max(index.path.glob("manifest-*.json")).read_bytes())["body"]
+    if (entry := body["fields"]["multi"]["codec"]) is not None:
+        codec, _ = read(index.path / entry["file"])
         numbers = meta(codec, "Codec meta")
         turned = rotation_matrix(numbers["padded_dim"], numbers["seed"] % 2**64).T
     for path in sorted(index.path.glob("seg-*.weft")):
