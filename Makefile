@@ -2,7 +2,7 @@
 # Short names for the commands developers use. `make dev` comes first, in a virtual environment.
 .PHONY: dev check test-all lint format tidy asan tsan fuzz bench bench-peers docs pins clean
 
-sources := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+sources := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'bench/*.cu' 'bench/*.cpp' 'tests/*.h' 'tests/*.cpp')
 sanitized := build/asan
 
 dev:        ## editable install with everything the tests need

@@ -2,6 +2,7 @@
 """Options, markers and what many tests start from. Imports nothing of an extra but the test one."""
 
 import dataclasses
+import importlib.util
 import os
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,14 @@ def pytest_addoption(parser):
         "--peers", type=Path, help="folder with the environments that `make bench-peers` makes"
     )
     parser.addoption("--data", type=Path, help="folder with the collections that some tests need")
+
+
+def pytest_report_header(config):
+    tools = Path(__file__).resolve().parents[1] / "tools"
+    spec = importlib.util.spec_from_file_location("attest", tools / "attest.py")
+    attest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(attest)
+    return f"gpu: {attest.state()}"
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,9 +6,11 @@ import threading
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import weft
 from helpers import ragged_docs, unit_rows
+from weft.cli import app
 
 # bits, rerank, dim: 128 has kernels of its own, 40 and 70 are padded
 CASES = [(1, None, 128), (2, "f16", 70), (4, None, 128), (4, "plane", 40), (8, None, 128)]
@@ -173,3 +175,7 @@ def test_names_of_devices(device):
         found["cuda_build"]["devices"][0]
     )
     assert found["cuda_build"]["library"]
+    said = CliRunner().invoke(app, ["info"])
+    assert said.exit_code == 0
+    name = next(gpu["name"] for gpu in found["cuda_build"]["devices"] if gpu["device"] == device)
+    assert f"{device} {name}, " in " ".join(said.stdout.split())

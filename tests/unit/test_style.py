@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-CPP = [p for top in ("csrc", "tests") for p in sorted((ROOT / top).rglob("*"))
+CPP = [p for top in ("bench", "csrc", "tests") for p in sorted((ROOT / top).rglob("*"))
        if p.suffix in {".h", ".cpp", ".inl", ".cu"}]  # fmt: skip
 PYTHON = [
     p for top in ("python", "tests", "bench", "tools") for p in sorted((ROOT / top).rglob("*.py"))

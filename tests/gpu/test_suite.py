@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools for a machine with a GPU, as far as they run without one."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cpp_build import ROOT, run
+
+ATTEST = ROOT / "tools" / "attest.py"
+
+
+def test_the_benchmark_of_the_scan(emulator, tmp_path):
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    program = tmp_path / "scan"
+    source = ROOT / "bench/gpu/scan.cpp"
+    run("c++", *flags, f"-I{ROOT / 'csrc'}", source, "-o", program, "-ldl")
+    lines = run(program, emulator, 100, 1, 2).splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["batch"] for row in rows] == [1, 8, 64]
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert rows[0]["operations"] == 2 * 2 * 128 * 2 * 100
+    assert rows[0]["code_bytes"] == 100 * (16 + 7)
+
+
+def test_the_ceilings_compile(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    run("nvcc", "-std=c++20", "-arch=sm_90a", "-cubin", "-Werror=all-warnings",
+        ROOT / "bench/gpu/ceilings.cu", "-o", tmp_path / "ceilings.cubin")  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what is attested, and a run of the suite over it."""
+    shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "csrc" / "cuda")
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ATTEST, tmp_path / "tools")
+    hashes = json.loads(asked(tmp_path, "json.dumps(attest.source_hashes())"))
+    device = {"name": "a GPU"}
+    result = {
+        "ok": True, "commit": "c", "sources": hashes, "ceilings": [], "scan": [],
+        "info": [{"cuda_build": {"devices": [device]}}],
+        "steps": {"tests": {"state": "ok"}, "memcheck": {"state": "unsupported"}},
+    }  # fmt: skip
+    return tmp_path, result
+
+
+def attest(folder, result):
+    (folder / "out.json").write_text(json.dumps(result))
+    return subprocess.run(
+        [sys.executable, folder / "tools" / "attest.py", folder / "out.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def asked(folder, expression):
+    """What an expression over tools/attest.py gives in this copy."""
+    code = f"import json, attest; print({expression})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder / "tools", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def state(folder):
+    return asked(folder, "attest.state()")
+
+
+def test_attested_sources(checkout):
+    folder, result = checkout
+    assert state(folder) == "never proved on a GPU"
+    assert attest(folder, result).returncode == 0
+    assert state(folder).startswith("as proved by the run of 20")
+    assert state(folder).endswith("on a GPU")
+    (folder / "csrc/cuda/block.h").write_text("changed")
+    (folder / "csrc/cuda/abi.h").unlink()
+    assert state(folder).startswith("2 files changed since the run of 20")
+    assert state(folder).endswith("csrc/cuda/abi.h, csrc/cuda/block.h")
+
+
+def test_what_is_not_attested(checkout):
+    folder, result = checkout
+    for wrong in ({**result, "ok": False}, {**result, "sources": {}}):
+        assert attest(folder, wrong).returncode == 1
+        assert state(folder) == "never proved on a GPU"

@@ -1,0 +1,118 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Everything that needs a GPU, in one run on a machine with one: builds weft with the plug-in, measures what the
+# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times the scan.
+#
+#   tools/gpu_suite.sh OUT.json [TOKENS]        TOKENS of the largest scan; 100000000 by default
+#
+# Needs nvcc, cmake, ninja and a Python with weft's build and test requirements (scikit-build-core, pybind11,
+# numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
+# other than 0 if a step failed; a sanitizer that the machine refuses is "unsupported", which is no pass.
+set -uo pipefail
+if [ $# -lt 1 ]; then
+  sed -n '3,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  exit 2
+fi
+out=$(realpath -m "$1")
+tokens=${2:-100000000}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/steps"
+
+# step NAME SECONDS COMMAND...: runs it, keeps what it said, its exit status and how long it took.
+step() {
+  local name=$1 limit=$2 begin=$SECONDS status=0
+  shift 2
+  echo "== $name" >&2
+  timeout "$limit" bash -c '"$@"' step "$@" >"$work/steps/$name.log" 2>&1 || status=$?
+  echo "$status $((SECONDS - begin))" >"$work/steps/$name.status"
+  [ "$status" = 0 ] || tail -n 20 "$work/steps/$name.log" >&2
+  return "$status"
+}
+
+# gpu_tests NAMES [PROGRAM...]: the tests marked gpu whose names match, run by the program.
+gpu_tests() {
+  local names=$1
+  shift
+  PYTHONPATH="$work/site" "$@" python3 -m pytest -m gpu tests/gpu -k "$names" -q -p no:cacheprovider
+}
+
+sanitize() {
+  command -v compute-sanitizer >/dev/null || { echo "not supported: no compute-sanitizer"; return 1; }
+  gpu_tests "equals_the_cpu or ties" compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all
+}
+
+bench() {
+  local size
+  for size in 1000000 10000000 "$tokens"; do
+    for nbits in 4 8; do
+      [ "$nbits" = 8 ] && [ "$size" = "$tokens" ] && continue
+      "$work/scan" "$work/site/weft/libweft_cuda.so" "$size" "$nbits" || return 1
+    done
+  done
+}
+
+export work tokens
+export -f gpu_tests sanitize bench
+
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+architecture=${capability:-90}
+[ "$architecture" = 90 ] && architecture=90a
+
+step device 30 nvidia-smi --query-gpu=name,driver_version,memory.total,memory.free --format=csv,noheader
+step toolkit 30 nvcc --version
+if step build 300 python3 -m pip install -q --no-build-isolation --no-deps --no-index --target "$work/site" \
+  -C build-dir="$work/objects" -C cmake.define.WEFT_CUDA=ON \
+  -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$architecture-real" .; then
+  step info 60 env PYTHONPATH="$work/site" python3 -c \
+    "import json, weft; print(json.dumps(weft.info())); assert len(weft.info()['devices']) > 1, 'no device'" &&
+    step tests 300 gpu_tests cuda
+  if step compile 120 nvcc -std=c++20 -O3 -arch="sm_$architecture" -o "$work/ceilings" bench/gpu/ceilings.cu &&
+    step compile_scan 60 g++ -std=c++20 -O2 -Icsrc -o "$work/scan" bench/gpu/scan.cpp -ldl; then
+    step ceilings 60 "$work/ceilings"
+    step scan 240 bench
+  fi
+  for tool in memcheck racecheck synccheck; do
+    step "$tool" 240 sanitize "$tool"
+  done
+fi
+
+commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+python3 - "$work/steps" "$out" "$commit" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "tools")
+from attest import source_hashes
+
+folder, out, commit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+steps = {}
+for path in sorted(folder.glob("*.status"), key=lambda path: path.stat().st_mtime):
+    status, seconds = map(int, path.read_text().split())
+    said = path.with_suffix(".log").read_text(errors="replace")
+    refused = "not supported" in said.lower() and path.stem.endswith("check")
+    state = "ok" if status == 0 else "unsupported" if refused else "failed"
+    steps[path.stem] = {"state": state, "status": status, "seconds": seconds, "tail": said[-4000:]}
+
+
+def rows(name):
+    """The lines of JSON that a step printed."""
+    said = (folder / f"{name}.log").read_text() if name in steps else ""
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+result = {
+    "ok": len(steps) == 12 and all(step["state"] != "failed" for step in steps.values()),
+    "commit": commit,
+    "sources": source_hashes(),
+    "ceilings": rows("ceilings"),
+    "scan": rows("scan"),
+    "info": rows("info"),
+    "steps": steps,
+}
+out.write_text(json.dumps(result, indent=1) + "\n")
+print(f"{out}: {'ok' if result['ok'] else 'failed'}")
+sys.exit(not result["ok"])
+PYTHON
