@@ -93,7 +93,7 @@ def test_more_results_than_a_slice_keeps(make_index, rng, device):
     index.add([f"{i}" for i in range(n)], (rows, np.arange(n + 1, dtype=np.uint64)))
     cpu, there = index.searcher(), index.searcher(device=device)
     query = unit_rows(rng, 2, 8)
-    for k in (1, 10, 2_048, 2_049, 8_999, 20_000):
+    for k in (10, 2_048, 2_049, 20_000):
         found = there.search(query, k=k, recall=1.0)
         assert both(found) == both(cpu.search(query, k=k, recall=1.0))
         assert len(found) == min(k, n)
