@@ -107,7 +107,7 @@ def encode_dataset(
     they come from is not in the set.
     """
     from weft import encoders, evaluation, sources
-    from weft.windows import window_ids
+    from weft.lifecycle.windows import window_ids
 
     encoder = encoders.load(model, dtype=dtype)
     documents = iter(sources.read(corpus))

@@ -93,7 +93,8 @@ def make_index(tmp_path):
 def small_codec(monkeypatch):
     """Let an index have a codec from 400 tokens on, so that its whole life fits into a test."""
     monkeypatch.setattr(
-        "weft.builder.defaults", dataclasses.replace(defaults, codec_tokens=400, tuning_queries=8)
+        "weft.lifecycle.builder.defaults",
+        dataclasses.replace(defaults, codec_tokens=400, tuning_queries=8),
     )
     monkeypatch.setattr("weft.tuner.defaults", dataclasses.replace(defaults, tuning_queries=8))
 
@@ -103,7 +104,7 @@ def unmerged():
     """Let commits merge nothing unasked, so that tombstones and segments stay as they come."""
     patch = pytest.MonkeyPatch()
     patch.setattr(
-        "weft.compaction.defaults",
+        "weft.lifecycle.compaction.defaults",
         dataclasses.replace(defaults, merged_deleted=1.0, merged_segments=10**9),
     )
     yield patch
@@ -119,5 +120,5 @@ def fake_encoder():
 def early_dense_codec(monkeypatch):
     """Let dense vectors have a codec from 100 documents on."""
     monkeypatch.setattr(
-        "weft.dense_build.defaults", dataclasses.replace(defaults, codec_tokens=100)
+        "weft.lifecycle.dense_build.defaults", dataclasses.replace(defaults, codec_tokens=100)
     )

@@ -6,7 +6,7 @@ import os
 import shutil
 
 from helpers import names
-from weft.storage import Directory
+from weft.lifecycle.storage import Directory
 
 
 class Disk:

@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from weft.exporting import Exported, export
     from weft.fields import DenseConfig, SparseConfig
     from weft.fusion import ReciprocalRank, Rerank, Weighted
-    from weft.health import IndexInfo, Problem, Repair
     from weft.hybrid import HybridSearcher
     from weft.hybrid_retriever import HybridRetriever
     from weft.importing import Imported, import_index
     from weft.index import Index
     from weft.installation import info
-    from weft.planning import Plan, plan
+    from weft.lifecycle.health import IndexInfo, Problem, Repair
+    from weft.lifecycle.planning import Plan, plan
     from weft.retriever import Retriever
     from weft.searcher import Searcher
     from weft.types import (

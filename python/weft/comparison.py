@@ -13,7 +13,7 @@ import numpy as np
 
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError, MissingExtraError
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

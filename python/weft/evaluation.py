@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weft.errors import InvalidArgumentError, MissingExtraError, NotFoundError, StorageError
+from weft.lifecycle.storage import os_errors
 from weft.sources import read
-from weft.storage import os_errors
 from weft.types import Hits, defaults
 
 if TYPE_CHECKING:

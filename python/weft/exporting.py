@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from weft.bitmaps import as_mask
 from weft.errors import IndexExistsError, InvalidArgumentError, MissingExtraError
-from weft.storage import os_errors
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.storage import os_errors
+from weft.lifecycle.windows import document_id
 from weft.types import Document
-from weft.windows import document_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weft.index import Index
+    from weft.lifecycle.snapshot import OpenSegment, Snapshot
     from weft.searcher import Searcher
-    from weft.snapshot import OpenSegment, Snapshot
     from weft.types import Progress, Scalar
 
 BLOCK_WINDOWS = 4_096

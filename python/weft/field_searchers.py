@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from weft.bitmaps import as_mask
 from weft.checks import check_int
 from weft.dense_vectors import dense_query
 from weft.errors import InvalidArgumentError
-from weft.filters import Filters
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.filters import Filters
+from weft.lifecycle.windows import document_id
 from weft.sparse_vectors import IMPACT_UNIT, Terms, sparse_vectors, stored_form
 from weft.types import Hit, Hits, OperatingPoint, SearchParams, defaults
-from weft.windows import document_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from weft.dense_vectors import DenseVectors
     from weft.fields import DenseConfig, SparseConfig
-    from weft.filters import Allowed
-    from weft.snapshot import Place, Snapshot
+    from weft.lifecycle.filters import Allowed
+    from weft.lifecycle.snapshot import Place, Snapshot
     from weft.sparse_vectors import SparseVectors
 
 

@@ -22,9 +22,9 @@ from weft.errors import (
     NotFoundError,
     StorageError,
 )
+from weft.lifecycle.storage import os_errors
 from weft.plain_pickle import read_plain_pickle
 from weft.sources import load_npy, read_id_lines
-from weft.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

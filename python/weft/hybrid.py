@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from weft.lifecycle.snapshot import Place
     from weft.searcher import Searcher
-    from weft.snapshot import Place
     from weft.types import Document
 
 

@@ -17,16 +17,16 @@ from weft.errors import (
     InvalidArgumentError,
     StorageError,
 )
-from weft.inspection import describe
-from weft.manifest import Manifest, check_generation, generations, load, publish
-from weft.planning import plan
-from weft.repair import repair
+from weft.lifecycle.inspection import describe
+from weft.lifecycle.manifest import Manifest, check_generation, generations, load, publish
+from weft.lifecycle.planning import plan
+from weft.lifecycle.repair import repair
+from weft.lifecycle.snapshot import Snapshot
+from weft.lifecycle.storage import Directory, os_errors
+from weft.lifecycle.verification import verify
 from weft.searcher import Searcher
-from weft.snapshot import Snapshot
 from weft.sparse_vectors import SparseVectors
-from weft.storage import Directory, os_errors
 from weft.types import EncoderInfo, IndexConfig, defaults
-from weft.verification import verify
 from weft.writer import Writer
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.health import IndexInfo, Problem, Repair
-    from weft.planning import Plan
+    from weft.lifecycle.health import IndexInfo, Problem, Repair
+    from weft.lifecycle.planning import Plan
     from weft.types import (
         Alignment,
         Document,

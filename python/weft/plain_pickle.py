@@ -11,7 +11,7 @@ import pickletools
 from typing import TYPE_CHECKING, Any
 
 from weft.errors import CorruptIndexError
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from pathlib import Path

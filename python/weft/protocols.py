@@ -15,7 +15,7 @@ import numpy as np
 
 from weft.errors import InvalidArgumentError
 from weft.evaluation import query_fields, read_qrels, read_queries
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,7 +16,8 @@ from weft.arrays import Embeddings, check_threads, query_rows, ragged
 from weft.checks import check_fraction, check_int
 from weft.errors import CorruptIndexError, DeviceError, InvalidArgumentError
 from weft.field_searchers import DenseSearcher, SparseSearcher
-from weft.filters import Filters
+from weft.lifecycle.filters import Filters
+from weft.lifecycle.windows import WINDOW_MARK
 from weft.types import (
     Alignment,
     Document,
@@ -27,15 +28,14 @@ from weft.types import (
     SearchParams,
     defaults,
 )
-from weft.windows import WINDOW_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from weft.filters import Allowed
-    from weft.snapshot import Place, Snapshot
+    from weft.lifecycle.filters import Allowed
+    from weft.lifecycle.snapshot import Place, Snapshot
 
 
 class Searcher:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.documents import check_text
 from weft.errors import InvalidArgumentError, NotFoundError, StorageError
-from weft.storage import os_errors
+from weft.lifecycle.documents import check_text
+from weft.lifecycle.storage import os_errors
 from weft.types import Document
 
 if TYPE_CHECKING:

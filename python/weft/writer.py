@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
-from weft.batches import check_batch, check_each_id, check_ids
-from weft.bitmaps import as_mask
-from weft.builder import Build
 from weft.checks import check_device
-from weft.compaction import worth_merging
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     IndexLockedError,
@@ -28,8 +24,12 @@ from weft.errors import (
     WeftError,
     WriterClosedError,
 )
-from weft.filters import Windows, evaluate, parse, require_fields
-from weft.manifest import (
+from weft.lifecycle.batches import check_batch, check_each_id, check_ids
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.builder import Build
+from weft.lifecycle.compaction import worth_merging
+from weft.lifecycle.filters import Windows, evaluate, parse, require_fields
+from weft.lifecycle.manifest import (
     Manifest,
     garbage,
     generations,
@@ -37,11 +37,11 @@ from weft.manifest import (
     newest_readable,
     publish,
 )
-from weft.planning import parse_ram
-from weft.snapshot import Place, Snapshot
+from weft.lifecycle.planning import parse_ram
+from weft.lifecycle.snapshot import Place, Snapshot
+from weft.lifecycle.spool import Mark, Spool
+from weft.lifecycle.tombstones import Deletions
 from weft.sparse_vectors import SparseVectors
-from weft.spool import Mark, Spool
-from weft.tombstones import Deletions
 from weft.tuner import TuningQueries
 from weft.types import Scalar
 
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from weft.filters import Filter
-    from weft.storage import Directory
+    from weft.lifecycle.filters import Filter
+    from weft.lifecycle.storage import Directory
     from weft.types import Document, IndexConfig, Progress
 
 logger = logging.getLogger("weft")

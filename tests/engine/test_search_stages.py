@@ -12,8 +12,8 @@ import pytest
 
 import reference
 from weft import _native
-from weft.bitmaps import from_mask
 from weft.errors import InvalidArgumentError
+from weft.lifecycle.bitmaps import from_mask
 
 DIM = 40
 

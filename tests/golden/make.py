@@ -101,7 +101,7 @@ def build(kind, folder):
     few = dataclasses.replace(defaults, codec_tokens=300 if has_codec else 10**6, tuning_queries=8)
     index = weft.Index.create(folder, config)
     cut = given.parents.index(N_FIRST)
-    with mock.patch("weft.builder.defaults", few), mock.patch("weft.tuner.defaults", few):
+    with mock.patch("weft.lifecycle.builder.defaults", few), mock.patch("weft.tuner.defaults", few):
         for docs, windows in (
             (slice(0, N_FIRST), slice(0, cut)),
             (slice(N_FIRST, None), slice(cut, None)),

@@ -194,8 +194,8 @@ def test_segments_are_merged_up_to_their_limit(make_index, docs, monkeypatch):
     for i in range(9):
         index.add([f"d{i}"], [docs[i]])
     total = index.info.n_tokens
-    monkeypatch.setattr("weft.compaction.segment_limits", lambda _: (total // 3, 1 << 30))
-    monkeypatch.setattr("weft.planning.segment_limits", lambda _: (total // 3, 1 << 30))
+    monkeypatch.setattr("weft.lifecycle.compaction.segment_limits", lambda _: (total // 3, 1 << 30))
+    monkeypatch.setattr("weft.lifecycle.planning.segment_limits", lambda _: (total // 3, 1 << 30))
     index.compact()
     assert 3 <= index.info.n_segments <= 5
     generation = index.generation

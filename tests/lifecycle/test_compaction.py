@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import weft
 from helpers import assert_ranking, exact, ragged_docs
-from weft.compaction import must_be_merged, n_segments_compacted
-from weft.entries import SegmentEntry, TombstonesEntry
+from weft.lifecycle.compaction import must_be_merged, n_segments_compacted
+from weft.lifecycle.entries import SegmentEntry, TombstonesEntry
 from weft.types import defaults
 
 MAX_RAM = 1 << 30

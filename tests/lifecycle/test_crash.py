@@ -19,8 +19,8 @@ from faults import Disk, FaultyDirectory, PowerCutDirectory
 from helpers import names, ragged_docs, unit_rows
 from weft import errors
 from weft.index import Index
-from weft.manifest import load
-from weft.storage import Directory
+from weft.lifecycle.manifest import load
+from weft.lifecycle.storage import Directory
 from weft.writer import Writer
 
 OLD = {f"d{i}" for i in range(5)}
@@ -285,8 +285,8 @@ writer = weft.Index.open(path).writer(
     progress=lambda name, done, total: die() if name == stage and done == 0 else None
 )
 if stage == "encode":
-    import weft.new_files
-    weft.new_files.checksum_of = die
+    import weft.lifecycle.new_files
+    weft.lifecycle.new_files.checksum_of = die
 if stage == "published":
     import weft.writer
     real = weft.writer.publish

@@ -11,7 +11,7 @@ import weft
 from helpers import assert_ranking, exact, names, ragged_docs, stored, unit_rows
 from reference import maxsim
 from weft import errors
-from weft.manifest import load
+from weft.lifecycle.manifest import load
 from weft.types import defaults
 
 # ---- windows -------------------------------------------------------------------------------------
@@ -306,10 +306,10 @@ def test_a_commit_that_cannot_fit_is_refused_before_it_starts(
         writer.add([f"e{i}" for i in range(120)], ragged_docs(rng, 120, 8))
         with monkeypatch.context() as patch:
             if kind is errors.OutOfMemoryError:
-                patch.setattr("weft.planning.FIXED_BYTES", 1 << 50)
+                patch.setattr("weft.lifecycle.planning.FIXED_BYTES", 1 << 50)
             else:
                 free = SimpleNamespace(free=1_000)
-                patch.setattr("weft.planning.shutil.disk_usage", lambda _folder: free)
+                patch.setattr("weft.lifecycle.planning.shutil.disk_usage", lambda _folder: free)
             with pytest.raises(kind, match="needs"):
                 writer.commit()
         assert stages == []
@@ -319,7 +319,7 @@ def test_a_commit_that_cannot_fit_is_refused_before_it_starts(
 
 
 def test_memory_limit_cuts_segments(make_index, rng, monkeypatch):
-    monkeypatch.setattr("weft.planning.segment_limits", lambda ram: (50, ram // 2))
+    monkeypatch.setattr("weft.lifecycle.planning.segment_limits", lambda ram: (50, ram // 2))
     docs = ragged_docs(rng, 60, 8)
     index = make_index(docs, texts=[f"text {i}" for i in range(60)])
     assert index.info.n_segments >= sum(map(len, docs)) // 50

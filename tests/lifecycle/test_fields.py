@@ -11,7 +11,7 @@ from faults import Disk, FaultyDirectory, PowerCutDirectory
 from helpers import names, ragged_docs, unit_rows
 from reference import maxsim
 from weft import errors
-from weft.manifest import load
+from weft.lifecycle.manifest import load
 from weft.writer import Writer
 
 DIM, DENSE_DIM, N_TERMS = 8, 16, 40

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import weft
 from helpers import assert_ranking, exact, ragged_docs, unit_rows
 from weft import errors
-from weft.filters import parse
+from weft.lifecycle.filters import parse
 from weft.types import defaults
 
 FIELDS = ["a", "b", "c"]
@@ -381,7 +381,7 @@ def test_damaged_metadata_are_named(make_index, docs):
 
 
 def test_files_made_before_there_was_an_index_of_values(make_index, docs, monkeypatch):
-    monkeypatch.setattr("weft.spool.BY_VALUE", "SELECT 1")
+    monkeypatch.setattr("weft.lifecycle.spool.BY_VALUE", "SELECT 1")
     old = collection(make_index, docs)
     monkeypatch.undo()
     new = collection(make_index, docs)

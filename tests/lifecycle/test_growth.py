@@ -10,9 +10,9 @@ import weft
 from format_reader import decode, meta, read, rotation_matrix
 from helpers import assert_ranking, names, ragged_docs, unit_rows
 from reference import maxsim
-from weft.codec_build import n_more_centroids
-from weft.entries import CodecEntry
-from weft.manifest import load
+from weft.lifecycle.codec_build import n_more_centroids
+from weft.lifecycle.entries import CodecEntry
+from weft.lifecycle.manifest import load
 from weft.types import defaults
 
 WIDE = weft.SearchParams(

@@ -331,7 +331,7 @@ def test_leftovers_of_a_dead_writer_are_cleaned(make_index, rng):
 
 
 def test_a_running_build_is_spared(make_index):
-    from weft.storage import Directory
+    from weft.lifecycle.storage import Directory
 
     index = make_index()
     directory = Directory(index.path)

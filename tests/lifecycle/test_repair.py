@@ -15,7 +15,7 @@ from faults import Disk, FaultyDirectory
 from helpers import names, ragged_docs
 from weft import _native, errors, sources
 from weft.index import Index
-from weft.repair import repair
+from weft.lifecycle.repair import repair
 
 pytestmark = pytest.mark.usefixtures("unmerged", "small_codec")
 

@@ -15,10 +15,11 @@ import pytest
 
 import weft
 from helpers import FakeEncoder, heed_interrupts, names, ragged_docs
-from weft import cli_build, errors
+from weft import errors
+from weft.cli import build as cli_build
+from weft.lifecycle.spool import Spool
+from weft.lifecycle.storage import Directory
 from weft.retriever import Retriever
-from weft.spool import Spool
-from weft.storage import Directory
 from weft.types import defaults
 
 DOCUMENTS = [
@@ -51,7 +52,7 @@ def small_pieces(patch):
     for module in ("builder", "tuner"):
         patch.setattr(f"weft.{module}.defaults", small)
     patch.setattr("weft.retriever.BATCH_DOCUMENTS", 16)
-    patch.setattr("weft.planning.segment_limits", lambda _: (900, 1 << 30))
+    patch.setattr("weft.lifecycle.planning.segment_limits", lambda _: (900, 1 << 30))
 
 
 @pytest.fixture(autouse=True)
@@ -248,13 +249,14 @@ def test_documents_that_come_twice(make_index, rng):
 
 BUILD = """
 import dataclasses
-import weft.builder
-import weft.planning
+import weft.lifecycle.builder
+import weft.lifecycle.planning
 import weft.sources
 from weft.cli import main
 weft.sources._BLOCK_TOKENS = 2_000
-weft.planning.segment_limits = lambda _: (6_000, 1 << 30)
-weft.builder.defaults = dataclasses.replace(weft.builder.defaults, codec_tokens=10_000)
+weft.lifecycle.planning.segment_limits = lambda _: (6_000, 1 << 30)
+builder = weft.lifecycle.builder
+builder.defaults = dataclasses.replace(builder.defaults, codec_tokens=10_000)
 main()
 """
 

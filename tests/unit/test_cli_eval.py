@@ -82,7 +82,7 @@ def test_runs_without_an_index(tmp_path):
 def test_an_index_with_exact_search_and_bm25_beside_it(collection, tmp_path):
     retriever = weft.Retriever.create(tmp_path / "made.index", FakeEncoder())
     retriever.add(evaluation.Collection(collection).corpus)
-    from weft import cli_eval
+    from weft.cli import eval as cli_eval
 
     patch = pytest.MonkeyPatch()
     patch.setattr(

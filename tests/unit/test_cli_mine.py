@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 import weft
 from helpers import FakeEncoder
-from weft import cli_mine, evaluation
+from weft import evaluation
 from weft.cli import app
+from weft.cli import mine as cli_mine
 
 WORDS = [f"word{i}" for i in range(50)]
 

@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from weft.cli_hits import best_window, matched_words, snippet, whole_word
-from weft.cli_view import _Lines, console, duration
-from weft.planning import size
+from weft.cli.hits import best_window, matched_words, snippet, whole_word
+from weft.cli.view import _Lines, console, duration
+from weft.lifecycle.planning import size
 from weft.types import Hit, Match
 
 
@@ -57,7 +57,7 @@ class TestProgress:
     def lines(self, calls, monkeypatch):
         """What is written for (stage, done, total, seconds since the start)."""
         now = [0.0]
-        monkeypatch.setattr("weft.cli_view.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("weft.cli.view.time.monotonic", lambda: now[0])
         stream = io.StringIO()
         report = _Lines(console(stream))
         for stage, done, total, seconds in calls:

@@ -148,7 +148,7 @@ def index(tmp_path_factory):
 def test_wrong_input(case, index, tmp_path, monkeypatch):
     words, status, said = WRONG[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("weft.cli_build.load", lambda *_args, **_options: FakeEncoder())
+    monkeypatch.setattr("weft.cli.build.load", lambda *_args, **_options: FakeEncoder())
     make_wrong_input(index)
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
     if words[0] == "build" and not words[2].endswith((".npy", ".safetensors")):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from helpers import names
-from weft import documents as d
 from weft.errors import CorruptIndexError, IncompatibleIndexError, InvalidArgumentError
-from weft.spool import Spool
-from weft.storage import Directory
-from weft.windows import Batch
+from weft.lifecycle import documents as d
+from weft.lifecycle.spool import Spool
+from weft.lifecycle.storage import Directory
+from weft.lifecycle.windows import Batch
 
 ROWS = np.ones((6, 4), np.float16)
 

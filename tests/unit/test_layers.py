@@ -20,20 +20,27 @@ PYTHON_LAYERS = [
     {"checks"},
     {"fields", "fusion"},
     {"types"},
-    {"arrays", "health", "bitmaps", "storage", "sparse_vectors", "installation"},
+    {
+        "arrays",
+        "lifecycle.health",
+        "lifecycle.bitmaps",
+        "lifecycle.storage",
+        "sparse_vectors",
+        "installation",
+    },
     {"plain_pickle"},
-    {"dense_vectors", "entries", "sparse", "row_files"},
-    {"manifest", "documents", "planning", "windows"},
-    {"spool_tables"},
-    {"spool"},
-    {"snapshot"},
-    {"filters"},
+    {"dense_vectors", "lifecycle.entries", "sparse", "lifecycle.row_files"},
+    {"lifecycle.manifest", "lifecycle.documents", "lifecycle.planning", "lifecycle.windows"},
+    {"lifecycle.spool_tables"},
+    {"lifecycle.spool"},
+    {"lifecycle.snapshot"},
+    {"lifecycle.filters"},
     {"field_searchers"},
-    {"batches", "searcher"},
-    {"compaction", "tombstones", "tuner", "verification"},
-    {"inspection", "new_files"},
-    {"codec_build", "dense_build"},
-    {"builder", "repair"},
+    {"lifecycle.batches", "searcher"},
+    {"lifecycle.compaction", "lifecycle.tombstones", "tuner", "lifecycle.verification"},
+    {"lifecycle.inspection", "lifecycle.new_files"},
+    {"lifecycle.codec_build", "lifecycle.dense_build"},
+    {"lifecycle.builder", "lifecycle.repair"},
     {"writer"},
     {"index"},
     {"exporting", "hybrid"},
@@ -43,26 +50,34 @@ PYTHON_LAYERS = [
     {"retriever"},
     {"hybrid_retriever"},
     {"evaluation", "lexical", "demo"},
-    {"comparison", "protocols", "scorers"},
-    {"mining"},
-    {"distillation", "training_files"},
-    {"cli_view", "cli_hits", "cli_options"},
-    {"cli_build"},
-    {"cli_demo", "cli_fields", "cli_info"},
-    {"cli_eval", "cli_import", "cli_mine", "cli_upkeep"},
+    {"comparison", "protocols", "training.scorers"},
+    {"training.mining"},
+    {"training.distillation", "training.files"},
+    {"cli.view", "cli.hits", "cli.options"},
+    {"cli.build"},
+    {"cli.demo", "cli.fields", "cli.info"},
+    {"cli.eval", "cli.imports", "cli.mine", "cli.upkeep"},
+    {"cli.app"},
     {"cli"},
     {"__main__"},
 ]
 
-NATIVE_USERS = {"__init__", "arrays", "searcher", "snapshot", "tuner", "verification"}
+NATIVE_USERS = {
+    "__init__",
+    "arrays",
+    "searcher",
+    "lifecycle.snapshot",
+    "tuner",
+    "lifecycle.verification",
+}
 NATIVE_USERS |= {
-    "new_files",
-    "builder",
-    "repair",
+    "lifecycle.new_files",
+    "lifecycle.builder",
+    "lifecycle.repair",
     "sparse",
-    "row_files",
-    "codec_build",
-    "dense_build",
+    "lifecycle.row_files",
+    "lifecycle.codec_build",
+    "lifecycle.dense_build",
 }
 NATIVE_USERS |= {"installation"}
 
@@ -91,8 +106,8 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}: relative import"
             names = [node.module]
-            if node.module == "weft":
-                names = [f"weft.{alias.name}" for alias in node.names]
+            if node.module.partition(".")[0] == "weft":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
@@ -100,8 +115,15 @@ def imports(path):
             if head != "weft":
                 outside.add(head)
             elif rest:
-                ours.add(rest.split(".")[0])
+                ours.add(place_of(rest))
     return ours, outside
+
+
+def place_of(dotted):
+    """Give the name by which a module, or else its package, stands in PYTHON_LAYERS."""
+    head = dotted.partition(".")[0]
+    both = ".".join(dotted.split(".")[:2])
+    return head if python_rank(both) is None and python_rank(head) is not None else both
 
 
 def python_rank(module):
@@ -109,7 +131,8 @@ def python_rank(module):
 
 
 def module_of(path):
-    return path.relative_to(ROOT / "python" / "weft").parts[0].removesuffix(".py")
+    parts = path.relative_to(ROOT / "python" / "weft").with_suffix("").parts
+    return place_of(".".join(part for part in parts if part != "__init__") or "__init__")
 
 
 def test_there_is_something_to_look_at():
@@ -151,7 +174,7 @@ def test_python(path):
         )
     if "_native" in ours:
         assert module in NATIVE_USERS, f"{name_of(path)} imports _native"
-    if module == "__init__":
+    if module in {"__init__", "lifecycle", "training"}:
         return
     rank = python_rank(module)
     assert rank is not None, f"{name_of(path)}: give it a place in PYTHON_LAYERS"

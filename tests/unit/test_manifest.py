@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weft
-from weft import manifest as m
 from weft.arrays import crc32c
 from weft.checks import FrozenDict
 from weft.errors import (
@@ -19,7 +18,8 @@ from weft.errors import (
     NotFoundError,
     StorageError,
 )
-from weft.storage import Directory
+from weft.lifecycle import manifest as m
+from weft.lifecycle.storage import Directory
 
 SEGMENT = "seg-" + "0a" * 16
 CODEC = "codec-" + "1b" * 16 + ".weft"

@@ -11,8 +11,8 @@ from helpers import FakeEncoder
 from weft.encoders.fields import FieldEmbeddings
 from weft.errors import InvalidArgumentError
 from weft.lexical import BM25
-from weft.mining import PRESETS, Example, MiningRule, Negative, mine, preset
-from weft.scorers import (
+from weft.training.mining import PRESETS, Example, MiningRule, Negative, mine, preset
+from weft.training.scorers import (
     BM25Scorer,
     HybridScorer,
     IndexScorer,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weft
-from weft import planning
 from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
+from weft.lifecycle import planning
 from weft.types import defaults
 
 

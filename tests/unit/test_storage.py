@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from weft.errors import IndexLockedError, StorageError
-from weft.storage import LOCK, Directory
+from weft.lifecycle.storage import LOCK, Directory
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_lock_names_its_holder(directory):
 
 def test_the_lock_of_a_dead_process_is_free(directory):
     code = (
-        "import os, sys, pathlib; from weft.storage import Directory;"
+        "import os, sys, pathlib; from weft.lifecycle.storage import Directory;"
         "lock = Directory(pathlib.Path(sys.argv[1])).lock(); print('held', flush=True);"
         "sys.stdin.readline(); os.kill(os.getpid(), 9)"
     )

@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from weft.distillation import distill
 from weft.errors import IndexExistsError, InvalidArgumentError
-from weft.mining import Example, Negative
-from weft.scorers import RunScorer
-from weft.training_files import KINDS, write_examples
+from weft.training.distillation import distill
+from weft.training.files import KINDS, write_examples
+from weft.training.mining import Example, Negative
+from weft.training.scorers import RunScorer
 
 TEXTS = {
     "p 1": 'Amharic: ሰላም "quoted" \\n 𠮷野家 \u2028 end',

@@ -23,7 +23,7 @@ from weft.integrations.shapes import (
     subsets,
     warn,
 )
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

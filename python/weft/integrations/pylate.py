@@ -18,7 +18,7 @@ from weft.integrations.shapes import (
     search_params,
     subsets,
 )
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

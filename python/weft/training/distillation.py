@@ -13,8 +13,8 @@ from weft.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from weft.mining import Example
-    from weft.scorers import Scorer
+    from weft.training.mining import Example
+    from weft.training.scorers import Scorer
 
 Normalise: TypeAlias = Literal["none", "minmax", "softmax"]
 NORMALISE = ("none", "minmax", "softmax")
@@ -30,9 +30,9 @@ def distill(
     Parameters
     ----------
     examples
-        As `weft.mining.mine` gives them.
+        As `weft.training.mining.mine` gives them.
     teacher
-        Anything of `weft.scorers`, or what has its methods.
+        Anything of `weft.training.scorers`, or what has its methods.
     normalise
         For each example: "none" keeps the scores, "minmax" is (s - least) / (greatest - least +
         1e-8), "softmax" makes probabilities of them.
@@ -44,9 +44,9 @@ def distill(
 
     Examples
     --------
-    >>> from weft.distillation import distill
-    >>> from weft.mining import Example, Negative
-    >>> from weft.scorers import RunScorer
+    >>> from weft.training.distillation import distill
+    >>> from weft.training.mining import Example, Negative
+    >>> from weft.training.scorers import RunScorer
     >>> example = Example("q", "tea?", ("a",), (Negative("b", "bm25", 12, 1.5),))
     >>> [scored] = distill([example], RunScorer({"q": {"a": 3.0, "b": 1.0}}, "run"))
     >>> scored.scores

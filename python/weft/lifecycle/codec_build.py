@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weft import _native
-from weft.entries import CodecEntry
-from weft.planning import MAX_CHILDREN, TOKENS_PER_FINE, sample_bytes, tree_size
+from weft.lifecycle.entries import CodecEntry
+from weft.lifecycle.planning import MAX_CHILDREN, TOKENS_PER_FINE, sample_bytes, tree_size
 from weft.types import defaults
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from weft.new_files import NewFiles
+    from weft.lifecycle.new_files import NewFiles
     from weft.types import IndexConfig, Progress
 
     MadeOnce = Callable[[str, Callable[[], Sequence[str]]], list[str]]

@@ -17,30 +17,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft import _native
-from weft.bitmaps import as_mask, is_set, n_words
-from weft.compaction import plan_merges
-from weft.entries import DenseEntry, SegmentEntry
 from weft.errors import CorruptIndexError, NotFoundError, WeftError
-from weft.health import Repair
-from weft.manifest import generations, is_published, newest_readable, publish, read
-from weft.new_files import NewFiles
-from weft.planning import parse_ram
-from weft.row_files import IdTable, rows_file
-from weft.snapshot import OpenSegment, read_tombstones
-from weft.verification import Codecs, damaged_manifests, examine
-from weft.windows import document_id, starts_document, window_ids
+from weft.lifecycle.bitmaps import as_mask, is_set, n_words
+from weft.lifecycle.compaction import plan_merges
+from weft.lifecycle.entries import DenseEntry, SegmentEntry
+from weft.lifecycle.health import Repair
+from weft.lifecycle.manifest import generations, is_published, newest_readable, publish, read
+from weft.lifecycle.new_files import NewFiles
+from weft.lifecycle.planning import parse_ram
+from weft.lifecycle.row_files import IdTable, rows_file
+from weft.lifecycle.snapshot import OpenSegment, read_tombstones
+from weft.lifecycle.verification import Codecs, damaged_manifests, examine
+from weft.lifecycle.windows import document_id, starts_document, window_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from weft.compaction import Merge
-    from weft.health import Problem
-    from weft.manifest import Manifest
-    from weft.storage import Directory
+    from weft.lifecycle.compaction import Merge
+    from weft.lifecycle.health import Problem
+    from weft.lifecycle.manifest import Manifest
+    from weft.lifecycle.storage import Directory
+    from weft.lifecycle.verification import Examined
     from weft.types import Progress
-    from weft.verification import Examined
 
 LOST = "lost.jsonl"
 

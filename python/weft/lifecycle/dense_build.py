@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft import _native
-from weft.bitmaps import as_mask
-from weft.entries import CodecEntry, DenseEntry
-from weft.planning import sample_bytes
-from weft.row_files import IdTable, rows_file
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.entries import CodecEntry, DenseEntry
+from weft.lifecycle.planning import sample_bytes
+from weft.lifecycle.row_files import IdTable, rows_file
 from weft.types import defaults
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.compaction import Merge
-    from weft.manifest import Manifest
-    from weft.new_files import NewFiles
-    from weft.snapshot import OpenSegment, Snapshot
-    from weft.spool import Spool
+    from weft.lifecycle.compaction import Merge
+    from weft.lifecycle.manifest import Manifest
+    from weft.lifecycle.new_files import NewFiles
+    from weft.lifecycle.snapshot import OpenSegment, Snapshot
+    from weft.lifecycle.spool import Spool
     from weft.types import Progress
 
     MadeOnce = Callable[[str, Callable[[], Sequence[str]]], list[str]]

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.errors import IndexExistsError, InvalidArgumentError
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from weft.mining import Example
+    from weft.training.mining import Example
 
 BREAKS = re.compile(r"[\t\n\r]")
 """What parts the columns and lines of a .tsv file."""

@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.arrays import crc32c
-from weft.documents import (
+from weft.errors import CorruptIndexError, WeftError
+from weft.fields import FIELDS
+from weft.lifecycle.documents import (
     BY_VALUE,
     SCHEMA,
     TABLES,
@@ -36,11 +38,9 @@ from weft.documents import (
     copy_documents,
     sqlite_errors,
 )
-from weft.entries import FileEntry
-from weft.errors import CorruptIndexError, WeftError
-from weft.fields import FIELDS
-from weft.spool_tables import TABLES_OF_SPOOL, holds_documents, insert
-from weft.windows import Batch, window_ids
+from weft.lifecycle.entries import FileEntry
+from weft.lifecycle.spool_tables import TABLES_OF_SPOOL, holds_documents, insert
+from weft.lifecycle.windows import Batch, window_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.storage import Directory
+    from weft.lifecycle.storage import Directory
     from weft.types import Document, Scalar
 
 logger = logging.getLogger("weft")

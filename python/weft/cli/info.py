@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from weft.cli_view import as_json, count, pairs
-from weft.planning import size
+from weft.cli.view import as_json, count, pairs
+from weft.lifecycle.planning import size
 from weft.types import defaults
 
 if TYPE_CHECKING:
-    from weft.cli_build import Job
-    from weft.health import IndexInfo
-    from weft.planning import Plan
+    from weft.cli.build import Job
+    from weft.lifecycle.health import IndexInfo
+    from weft.lifecycle.planning import Plan
 
 TRUTHS = {
     "rows": "exact MaxSim over the rows",

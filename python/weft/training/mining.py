@@ -21,7 +21,7 @@ from weft.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from weft.scorers import Ranker
+    from weft.training.scorers import Ranker
     from weft.types import Progress
 
     Similarity: TypeAlias = Callable[[str, Sequence[str]], Sequence[float]]
@@ -64,7 +64,7 @@ class MiningRule:
 
     Examples
     --------
-    >>> from weft.mining import MiningRule
+    >>> from weft.training.mining import MiningRule
     >>> MiningRule(window=(10, 5))
     Traceback (most recent call last):
     weft.errors.InvalidArgumentError: window=(10, 5): expected 0 <= start < end

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 import weft
-from weft.cli_build import built_beside, is_unfinished
-from weft.cli_info import info_to_json, show_info
-from weft.cli_options import (
+from weft.cli.build import built_beside, is_unfinished
+from weft.cli.info import info_to_json, show_info
+from weft.cli.options import (
     IndexPath,
     Json,
     MaxRam,
@@ -23,7 +23,7 @@ from weft.cli_options import (
     Threads,
     examples,
 )
-from weft.cli_view import View, as_json, count
+from weft.cli.view import View, as_json, count
 from weft.encoders import load
 from weft.foreign import ForeignIndex
 from weft.types import IndexConfig

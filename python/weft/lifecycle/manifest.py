@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from weft.arrays import crc32c
 from weft.checks import FrozenDict
-from weft.entries import CodecEntry, DenseEntry, FileEntry, SegmentEntry, TombstonesEntry, Tuning
 from weft.errors import (
     CorruptIndexError,
     IncompatibleIndexError,
@@ -28,12 +27,20 @@ from weft.errors import (
     StorageError,
 )
 from weft.fields import FIELDS
+from weft.lifecycle.entries import (
+    CodecEntry,
+    DenseEntry,
+    FileEntry,
+    SegmentEntry,
+    TombstonesEntry,
+    Tuning,
+)
 from weft.types import EncoderInfo, IndexConfig, OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from weft.storage import Directory
+    from weft.lifecycle.storage import Directory
 
 FORMAT = 1
 MAX_GENERATION = 999_999_999

@@ -35,7 +35,7 @@ from rich.text import Text
 
 from weft import errors
 from weft.errors import WeftError
-from weft.planning import size
+from weft.lifecycle.planning import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft import _native
-from weft.bitmaps import as_mask, is_set
-from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError, InvalidArgumentError, NotFoundError
+from weft.lifecycle.bitmaps import as_mask, is_set
+from weft.lifecycle.documents import DocumentStore
+from weft.lifecycle.windows import WINDOW_MARK
 from weft.sparse import SparsePart
-from weft.windows import WINDOW_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.entries import CodecEntry, SegmentEntry
-    from weft.manifest import Manifest
-    from weft.storage import Directory
+    from weft.lifecycle.entries import CodecEntry, SegmentEntry
+    from weft.lifecycle.manifest import Manifest
+    from weft.lifecycle.storage import Directory
 
 
 @dataclass(frozen=True)

@@ -17,32 +17,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft import _native
-from weft.bitmaps import as_mask
-from weft.codec_build import CodecBuild, share_beyond
-from weft.compaction import must_be_merged, plan_merges, worth_merging
-from weft.dense_build import DenseBuild, live_lengths, stored_vectors
-from weft.documents import check_metadata, encode_spans
-from weft.entries import SegmentEntry, TombstonesEntry, Tuning
-from weft.manifest import Manifest
-from weft.new_files import NewFiles
-from weft.planning import plan, require_room, segment_cuts, size
-from weft.row_files import IdTable, rows_file
-from weft.snapshot import OpenSegment, Snapshot
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.codec_build import CodecBuild, share_beyond
+from weft.lifecycle.compaction import must_be_merged, plan_merges, worth_merging
+from weft.lifecycle.dense_build import DenseBuild, live_lengths, stored_vectors
+from weft.lifecycle.documents import check_metadata, encode_spans
+from weft.lifecycle.entries import SegmentEntry, TombstonesEntry, Tuning
+from weft.lifecycle.manifest import Manifest
+from weft.lifecycle.new_files import NewFiles
+from weft.lifecycle.planning import plan, require_room, segment_cuts, size
+from weft.lifecycle.row_files import IdTable, rows_file
+from weft.lifecycle.snapshot import OpenSegment, Snapshot
+from weft.lifecycle.spool import Spool
+from weft.lifecycle.verification import verify_segment
+from weft.lifecycle.windows import Batch, document_id, starts_document
 from weft.sparse import write_sparse
 from weft.sparse_vectors import pack
-from weft.spool import Spool
 from weft.tuner import PIECES, Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
-from weft.verification import verify_segment
-from weft.windows import Batch, document_id, starts_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from weft.storage import Directory
-    from weft.tombstones import Deletions
+    from weft.lifecycle.storage import Directory
+    from weft.lifecycle.tombstones import Deletions
     from weft.types import OperatingPoint, Progress
 
 logger = logging.getLogger("weft")

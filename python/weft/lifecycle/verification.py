@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from weft import _native
 from weft.arrays import crc32c
-from weft.documents import DocumentStore
 from weft.errors import CorruptIndexError, StorageError, WeftError
 from weft.fields import FIELDS
-from weft.health import Problem
-from weft.manifest import generations, manifest_name, read
-from weft.snapshot import (
+from weft.lifecycle.documents import DocumentStore
+from weft.lifecycle.health import Problem
+from weft.lifecycle.manifest import generations, manifest_name, read
+from weft.lifecycle.snapshot import (
     OpenSegment,
     open_codec,
     open_segment,
@@ -24,7 +24,7 @@ from weft.snapshot import (
     require_checksum,
     require_size,
 )
-from weft.storage import os_errors
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from weft.entries import CodecEntry, SegmentEntry
-    from weft.manifest import Manifest
+    from weft.lifecycle.entries import CodecEntry, SegmentEntry
+    from weft.lifecycle.manifest import Manifest
+    from weft.lifecycle.storage import Directory
     from weft.sparse import SparsePart
-    from weft.storage import Directory
 
 READ_BYTES = 1 << 20
 LISTS = {"list_offsets", "postings"}

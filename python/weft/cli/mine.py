@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weft import encoders, evaluation, sources
-from weft.cli_fields import open_retriever
-from weft.cli_options import Json, NoProgress, Quiet, Threads, examples
-from weft.cli_view import View, as_json, count, pairs
-from weft.distillation import EPSILON, NORMALISE, distill
+from weft.cli.fields import open_retriever
+from weft.cli.options import Json, NoProgress, Quiet, Threads, examples
+from weft.cli.view import View, as_json, count, pairs
 from weft.errors import IndexExistsError, InvalidArgumentError
 from weft.evaluation import Collection
 from weft.hybrid_retriever import HybridRetriever
 from weft.lexical import BM25
-from weft.mining import PRESETS, Example, MiningRule, mine, preset
+from weft.lifecycle.storage import os_errors
 from weft.retriever import Retriever
-from weft.scorers import BM25Scorer, HybridScorer, IndexScorer, RunScorer, index_similarity
-from weft.storage import os_errors
-from weft.training_files import KINDS, write_examples
+from weft.training.distillation import EPSILON, NORMALISE, distill
+from weft.training.files import KINDS, write_examples
+from weft.training.mining import PRESETS, Example, MiningRule, mine, preset
+from weft.training.scorers import BM25Scorer, HybridScorer, IndexScorer, RunScorer, index_similarity
 from weft.types import Document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from weft.scorers import Ranker
+    from weft.training.scorers import Ranker
     from weft.types import Progress
 
 app = typer.Typer(rich_markup_mode="rich")

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import weft
-from weft.cli_build import parse_where, read_ids
-from weft.cli_info import info_to_json, show_info
-from weft.cli_options import IndexPath, Json, MaxRam, NoProgress, Quiet, Where, examples
-from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count
-from weft.planning import size
+from weft.cli.build import parse_where, read_ids
+from weft.cli.info import info_to_json, show_info
+from weft.cli.options import IndexPath, Json, MaxRam, NoProgress, Quiet, Where, examples
+from weft.cli.view import EXIT_CHECK_FAILED, View, as_json, count
+from weft.lifecycle.planning import size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from weft.health import Problem
+    from weft.lifecycle.health import Problem
 
 app = typer.Typer(rich_markup_mode="rich")
 

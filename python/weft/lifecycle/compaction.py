@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weft.bitmaps import as_mask
-from weft.entries import SegmentEntry
-from weft.planning import segment_bytes, segment_cuts, segment_limits
+from weft.lifecycle.bitmaps import as_mask
+from weft.lifecycle.entries import SegmentEntry
+from weft.lifecycle.planning import segment_bytes, segment_cuts, segment_limits
+from weft.lifecycle.windows import starts_document
 from weft.types import defaults
-from weft.windows import starts_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from weft.snapshot import OpenSegment
+    from weft.lifecycle.snapshot import OpenSegment
 
 
 @dataclass(frozen=True)

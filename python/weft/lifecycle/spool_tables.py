@@ -12,7 +12,7 @@ from weft.errors import InvalidArgumentError
 from weft.fields import FIELDS
 
 if TYPE_CHECKING:
-    from weft.windows import Batch
+    from weft.lifecycle.windows import Batch
 
 TABLES_OF_SPOOL = """
 CREATE TABLE dense(doc INTEGER PRIMARY KEY, value BLOB NOT NULL);

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft import _native
-from weft.documents import merge_documents
-from weft.entries import FileEntry
 from weft.errors import WeftError
+from weft.lifecycle.documents import merge_documents
+from weft.lifecycle.entries import FileEntry
+from weft.lifecycle.verification import checksum_of
 from weft.sparse import merge_sparse
-from weft.verification import checksum_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from weft.compaction import Merge
-    from weft.storage import Directory
+    from weft.lifecycle.compaction import Merge
+    from weft.lifecycle.storage import Directory
     from weft.types import Progress
 
 

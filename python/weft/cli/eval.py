@@ -14,9 +14,9 @@ import typer
 from rich.table import Table
 
 from weft import evaluation, sources
-from weft.cli_fields import measure_fields, open_retriever
-from weft.cli_info import TRUTHS
-from weft.cli_options import (
+from weft.cli.fields import measure_fields, open_retriever
+from weft.cli.info import TRUTHS
+from weft.cli.options import (
     Json,
     K,
     Model,
@@ -27,7 +27,7 @@ from weft.cli_options import (
     Weights,
     examples,
 )
-from weft.cli_view import EXIT_CHECK_FAILED, View, as_json, count, pairs
+from weft.cli.view import EXIT_CHECK_FAILED, View, as_json, count, pairs
 from weft.comparison import CONFIDENCE, RESAMPLES, SEED, Line, compare, plot
 from weft.errors import InvalidArgumentError
 from weft.evaluation import Collection, Rules

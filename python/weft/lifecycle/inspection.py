@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weft.compaction import mean_drift, n_segments_compacted
-from weft.health import IndexInfo
-from weft.planning import parse_ram, tree_size
+from weft.lifecycle.compaction import mean_drift, n_segments_compacted
+from weft.lifecycle.health import IndexInfo
+from weft.lifecycle.planning import parse_ram, tree_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from weft.manifest import Manifest
+    from weft.lifecycle.manifest import Manifest
 
 
 def describe(path: Path, manifest: Manifest) -> IndexInfo:

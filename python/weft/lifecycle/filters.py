@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
-from weft.bitmaps import as_mask, from_mask
-from weft.documents import check_scalar
 from weft.errors import CorruptIndexError, InvalidArgumentError
+from weft.lifecycle.bitmaps import as_mask, from_mask
+from weft.lifecycle.documents import check_scalar
 from weft.types import Scalar, defaults
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from weft.documents import DocumentStore
-    from weft.snapshot import OpenSegment, Snapshot
+    from weft.lifecycle.documents import DocumentStore
+    from weft.lifecycle.snapshot import OpenSegment, Snapshot
 
     Mask: TypeAlias = NDArray[np.bool_]
     Words: TypeAlias = NDArray[np.uint64]
@@ -75,7 +75,7 @@ Filter: TypeAlias = "Term | Every | Either | Not"
 
 
 class Selectable(Protocol):
-    """Something with the tables of `weft.documents`."""
+    """Something with the tables of `weft.lifecycle.documents`."""
 
     def select(self, sql: str, *values: object) -> Iterable[tuple[Any, ...]]:
         """Give the rows of a statement."""

@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 import weft
-from weft import cli_build, cli_eval, cli_fields, cli_import, cli_mine, cli_upkeep
-from weft.cli_hits import hits_to_json, show_hits, show_summary
-from weft.cli_info import cuda_lines, info_to_json, show_encoded, show_info, show_plan
-from weft.cli_options import (
+from weft.cli import build as cli_build
+from weft.cli import eval as cli_eval
+from weft.cli import fields as cli_fields
+from weft.cli import imports as cli_import
+from weft.cli import mine as cli_mine
+from weft.cli import upkeep as cli_upkeep
+from weft.cli.hits import hits_to_json, show_hits, show_summary
+from weft.cli.info import cuda_lines, info_to_json, show_encoded, show_info, show_plan
+from weft.cli.options import (
     DenseModel,
     Dim,
     Explain,
@@ -39,7 +44,7 @@ from weft.cli_options import (
     Where,
     examples,
 )
-from weft.cli_view import (
+from weft.cli.view import (
     EXIT_CHECK_FAILED,
     EXIT_HELP,
     View,
@@ -49,7 +54,7 @@ from weft.cli_view import (
     pairs,
 )
 from weft.errors import InvalidArgumentError
-from weft.planning import require_room
+from weft.lifecycle.planning import require_room
 from weft.types import IndexConfig, defaults
 
 app = typer.Typer(
@@ -290,7 +295,7 @@ def demo(
     """
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
-        from weft import cli_demo
+        from weft.cli import demo as cli_demo
 
         cli_demo.run(
             view, question, k=k, explain=explain, folder=path, limit=passages, threads=threads

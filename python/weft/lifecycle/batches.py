@@ -11,11 +11,11 @@ import numpy as np
 from weft.arrays import Embeddings, Ragged, normalized, ragged
 from weft.checks import check_int
 from weft.dense_vectors import DenseVectors, dense_rows
-from weft.documents import check_metadata, check_spans, check_text, encode_spans
 from weft.errors import InvalidArgumentError
+from weft.lifecycle.documents import check_metadata, check_spans, check_text, encode_spans
+from weft.lifecycle.windows import WINDOW_MARK, Batch
 from weft.sparse_vectors import SparseVectors, pack, sparse_vectors, stored_form
 from weft.types import Scalar, defaults
-from weft.windows import WINDOW_MARK, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weft.bitmaps import n_words
+from weft.lifecycle.bitmaps import n_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from weft.snapshot import OpenSegment, Place
+    from weft.lifecycle.snapshot import OpenSegment, Place
 
 
 @dataclass

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 import weft
-from weft import cli_build, demo
+from weft import demo
 from weft.checks import check_int
-from weft.cli_hits import hits_to_json, show_hits
-from weft.cli_view import count, duration
-from weft.planning import size
-from weft.storage import os_errors
+from weft.cli import build as cli_build
+from weft.cli.hits import hits_to_json, show_hits
+from weft.cli.view import count, duration
+from weft.lifecycle.planning import size
+from weft.lifecycle.storage import os_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from weft.cli_view import View
+    from weft.cli.view import View
 
 NOTICE = (
     "MiniLM was trained for sentence vectors, not for late interaction: this shows the machinery, "

@@ -171,7 +171,7 @@ class PairScorer:
 
     Examples
     --------
-    >>> from weft.scorers import PairScorer
+    >>> from weft.training.scorers import PairScorer
     >>> shared = lambda pairs: [len(set(q.split()) & set(p.split())) for q, p in pairs]
     >>> PairScorer(shared, {"a": "green tea", "b": "keys"}).score([("q", "tea", ["a", "b"])])
     [{'a': 1.0, 'b': 0.0}]

@@ -28,7 +28,7 @@ from weft.errors import (
 )
 from weft.hybrid_retriever import HybridRetriever
 from weft.index import Index
-from weft.planning import plan
+from weft.lifecycle.planning import plan
 from weft.retriever import Retriever
 from weft.types import IndexConfig
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weft.encoders import Encoder
-    from weft.planning import Plan
+    from weft.lifecycle.planning import Plan
     from weft.types import Document, Progress
 
 NO_DOCUMENTS = "the source holds no documents, expected at least one"
