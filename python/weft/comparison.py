@@ -158,10 +158,11 @@ def plot(path: Path, lines: Sequence[Line], groups: Mapping[str, str] | None = N
     places_of_panels = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (title, bars) in zip(places_of_panels, panels, strict=True):
         width = 0.8 / len(bars)
-        names = list(next(iter(bars.values())))
+        found = dict.fromkeys(name for means in bars.values() for name in means)
+        names = sorted(found, key=lambda name: name == MACRO)
         for number, (line, means) in enumerate(bars.items()):
             places = np.arange(len(names)) + (number - (len(bars) - 1) / 2) * width
-            axes.bar(places, [means[name] for name in names], width, label=line)
+            axes.bar(places, [means.get(name, np.nan) for name in names], width, label=line)
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left")

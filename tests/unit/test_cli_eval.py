@@ -136,7 +136,9 @@ def test_bm25_alone(collection):
         (["--run", "a.trec"], "--run: expected --qrels"),
         (["none.index"], "--queries FILE or --data FOLDER"),
         (["--data", "made", "--measures", "speed@3"], "speed@3"),
-        (["--data", "made", "--ties", "coin", "--run", "made/corpus.jsonl"], "ties='coin'"),
+        (["--data", "made", "--ties", "coin"], "--ties coin: expected stable or trec"),
+        (["--data", "made", "--by", "year"], "--by year: expected queries with that field"),
+        (["x.index", "--queries", "made/queries.jsonl", "--plot", "x.png"], "--plot: expected"),
         (["--data", "made", "--over", "all"], "queries='all'"),
         (["--data", "made", "--split", "dev"], "qrels/dev.tsv: no such file"),
         (["--data", "made", "--fail-under", "0.5"], "--fail-under: expected an INDEX"),
@@ -147,3 +149,33 @@ def test_what_cannot_be_asked(collection, monkeypatch, words, said):
     status, _, err = run("eval", *words)
     assert status in (3, 4)
     assert said in err
+
+
+def test_lines_over_other_queries_beside_each_other(collection, tmp_path):
+    for name, queries in (("all", range(19)), ("japanese", range(0, 19, 4))):
+        lines = "".join(f"q{i} Q0 d{i} 1 1 x\n" for i in queries)
+        (tmp_path / f"{name}.trec").write_text(lines)
+    words = ["eval", "--data", collection, "--over", "run", "--no-bm25", "--measures", "RR@10"]
+    for names in (("all", "japanese"), ("japanese", "all")):
+        runs = [word for name in names for word in ("--run", tmp_path / f"{name}.trec")]
+        status, out, err = run(*words, *runs, "--plot", tmp_path / f"{names[0]}.png")
+        assert status == 0, err
+        by_language = out.partition("by lang (am 14, ja 5)")[2].splitlines()
+        assert by_language[1].split() == ["am", "ja", "macro"]
+        assert {
+            line.split()[0].rpartition("/")[2]: line.split()[1:] for line in by_language[2:4]
+        } == {
+            "all.trec": ["1.0000", "1.0000", "1.0000"],
+            "japanese.trec": ["-", "1.0000", "1.0000"],
+        }
+
+
+def test_rankings_of_one_name_are_not_saved_over_each_other(collection, tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "made.trec").write_text("q1 Q0 d1 1 1 x\n")
+    runs = ["--run", tmp_path / "old" / "made.trec", "--run", tmp_path / "new" / "made.trec"]
+    status, _, err = run("eval", "--data", collection, *runs, "--save-runs", tmp_path / "runs")
+    assert status == 3
+    assert "would both be made.trec" in " ".join(err.split())
+    assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import tiny_fields
 import weft
 from weft.cli import app
+from weft.evaluation import read_run
 
 
 def run(*words):
@@ -52,15 +53,25 @@ def test_search(made):
     assert "sparse" in out
 
 
-def test_eval_has_a_line_for_each_field(made):
+def test_eval_has_a_line_for_each_field(made, tmp_path):
     index = made / "all.index"
     status, out, err = run(
-        "eval", index, "--data", made / "data", "--json", "--measures", "nDCG@10"
-    )
+        "eval", index, "--data", made / "data", "--json", "--measures", "nDCG@10",
+        "--save-runs", tmp_path,
+    )  # fmt: skip
     assert status == 0, err
     found = json.loads(out)
-    names = [str(index), *(f"{index} {field}" for field in ("multi", "dense", "sparse")), "bm25"]
+    fields = ("multi", "dense", "sparse")
+    names = [str(index), "exact", *(f"{index} {field}" for field in fields), "bm25"]
     assert [line["name"] for line in found["lines"]] == names
+    assert found["lines"][0]["measures"] == found["lines"][1]["measures"]
+    files = ["all", "exact", *(f"all-{field}" for field in fields), "bm25"]
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.trec" for name in files}
+    dense = {query: list(scores) for query, scores in read_run(tmp_path / "all-dense.trec").items()}
+    retriever = weft.HybridRetriever.open(index)
+    encoded = retriever.encode_queries(["the key", "door"])
+    for name, query in zip(("q1", "q2"), encoded, strict=True):
+        assert dense[name] == list(retriever.index.searcher().dense.search(query["dense"], 100).ids)
 
 
 def test_info_names_the_fields(made):

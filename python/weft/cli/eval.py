@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from weft import evaluation, sources
-from weft.cli.fields import measure_fields, open_retriever
+from weft.cli.fields import EXACT, measure_fields, open_retriever
 from weft.cli.info import TRUTHS
 from weft.cli.options import (
     Json,
@@ -28,7 +28,7 @@ from weft.cli.options import (
     examples,
 )
 from weft.cli.view import EXIT_CHECK_FAILED, View, as_json, count, pairs
-from weft.comparison import CONFIDENCE, RESAMPLES, SEED, Line, compare, plot
+from weft.comparison import CONFIDENCE, MACRO, RESAMPLES, SEED, Line, compare, plot
 from weft.errors import InvalidArgumentError
 from weft.evaluation import Collection, Rules
 from weft.exporting import stored_documents
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 MOST_SAID = 60
 """Characters of a setting that is shown."""
+
+LANGUAGE = "lang"
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -101,8 +103,13 @@ def evaluate(
         str, typer.Option(help="What to measure, by the names of ir-measures.")
     ] = ",".join(evaluation.MEASURES),
     by: Annotated[
-        str, typer.Option(metavar="FIELD", help="Break down by this metadata of the queries.")
-    ] = "lang",
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Break down by this metadata of the queries; by lang, where they have it, by "
+            "default.",
+        ),
+    ] = None,
     ties: Annotated[
         str,
         typer.Option(help="Equal scores of a run: stable (order of the file) or trec (id, down)."),
@@ -167,6 +174,16 @@ def evaluate(
             )
         if fail_under is not None and index is None:
             raise InvalidArgumentError("--fail-under: expected an INDEX with it")
+        if ties not in ("stable", "trec"):
+            raise InvalidArgumentError(f"--ties {ties}: expected stable or trec")
+        if draw is not None and qrels is None:
+            raise InvalidArgumentError("--plot: expected --qrels FILE or --data FOLDER with it")
+        if save_runs is not None:
+            _tags([*([] if index is None else [str(index)]), *map(str, run or ())])
+        groups = {} if queries is None else evaluation.query_fields(queries, by or LANGUAGE)
+        if by is not None and not groups:
+            where = "no --queries FILE or --data FOLDER" if queries is None else f"{queries}: none"
+            raise InvalidArgumentError(f"--by {by}: expected queries with that field; {where}")
         names = [name.strip() for name in measures.split(",")]
         rules = Rules(ap=ap, gain=gain, queries=over)  # type: ignore[arg-type]
         judged = None if qrels is None else evaluation.read_qrels(qrels)
@@ -191,7 +208,7 @@ def evaluate(
                         retriever, texts, k=k, depth=depth, recall=recall, threads=threads,
                         progress=progress,
                     )  # fmt: skip
-                    shown.runs |= {str(index): answers, "exact": exact}
+                    shown.runs |= {str(index): answers, EXACT: exact}
             for path in run or ():
                 if str(path) in shown.runs:
                     raise InvalidArgumentError(f"--run {path}: given twice")
@@ -209,8 +226,7 @@ def evaluate(
                 values = evaluation.per_query(judged, ranking, names, rules=rules)
                 shown.lines.append(Line(name, values))
             shown.judge(judged, texts)
-            if queries is not None:
-                shown.groups = evaluation.query_fields(queries, by)
+            shown.groups = groups
             if over == "qrels":
                 for line in shown.lines[1:]:
                     shown.differences += compare(line, shown.lines[0], seed=seed)
@@ -218,8 +234,8 @@ def evaluate(
             _save(shown.runs, save_runs)
         if draw is not None:
             plot(draw, shown.lines, shown.groups)
-        view.result(shown.to_json(by))
-        for part in shown.tables(by):
+        view.result(shown.to_json(by or LANGUAGE))
+        for part in shown.tables(by or LANGUAGE):
             view.print(part)
         for note in shown.notes:
             view.note(note)
@@ -388,11 +404,11 @@ class Report:
         if self.groups:
             first = next(iter(self.lines[0].values))
             grouped = {line.name: line.means_by(self.groups)[first] for line in self.lines}
-            sizes = Counter(self.groups[name] for name in self.lines[0].values[first]
-                            if name in self.groups)  # fmt: skip
+            measured = set().union(*(line.values[first] for line in self.lines))
+            sizes = Counter(self.groups[name] for name in measured if name in self.groups)
             said = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items()))
             yield f"{first} by {by} ({said})"
-            yield _table(list(next(iter(grouped.values()))), grouped)
+            yield _table([*sorted(sizes), MACRO], grouped)
         if self.differences:
             yield f"difference to {self.lines[0].name}, and 95 % of {RESAMPLES:,} resamplings"
             yield self._differences()
@@ -415,15 +431,31 @@ def _table(columns: Sequence[str], rows: dict[str, dict[str, float]]) -> Table:
     for name in columns:
         table.add_column(name, header_style="dim", justify="right", no_wrap=True)
     for name, values in rows.items():
-        table.add_row(name, *(f"{values[column]:.4f}" for column in columns))
+        cells = (f"{values[column]:.4f}" if column in values else "-" for column in columns)
+        table.add_row(name, *cells)
     return table
 
 
 def _save(runs: dict[str, Run], folder: Path) -> None:
+    tags = _tags(runs)
     folder.mkdir(parents=True, exist_ok=True)
     for name, ranking in runs.items():
-        tag = Path(name).stem.replace(" ", "-")
-        evaluation.write_run(folder / f"{tag}.trec", ranking, tag=tag)
+        evaluation.write_run(folder / f"{tags[name]}.trec", ranking, tag=tags[name])
+
+
+def _tags(names: Iterable[str]) -> dict[str, str]:
+    """Name the files of rankings: old/x.trec is x, and x.index dense, a field, is x-dense."""
+    named: dict[str, str] = {}
+    for name in names:
+        path = Path(name)
+        tag = f"{path.stem} {path.suffix.partition(' ')[2]}".strip().replace(" ", "-")
+        if tag in named:
+            raise InvalidArgumentError(
+                f"--save-runs: {named[tag]} and {name} would both be {tag}.trec, expected rankings "
+                f"of different names"
+            )
+        named[tag] = name
+    return {name: tag for tag, name in named.items()}
 
 
 def shown(value: object) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from weft.evaluation import Run
     from weft.types import Hits, Progress
 
+EXACT = "exact"
+"""Name of the line of exhaustive search."""
+
 
 def open_retriever(
     path: Path, model: str | None, weights: str | None, threads: int | None
@@ -66,16 +69,20 @@ def measure_fields(
     recall: float,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], dict[str, Run]]:
-    """Answer queries from all fields together and from each alone: facts, and runs by name."""
+    """Answer queries from all fields together and from each alone: facts, and runs by name.
+
+    The line "exact" is of all fields together, each searched exhaustively.
+    """
     queries = retriever.encode_queries(list(texts.values()))
     alone = HybridSearcher(retriever.index.searcher())
-    names = [name, *(f"{name} {field}" for field in retriever.fields)]
+    names = [name, EXACT, *(f"{name} {field}" for field in retriever.fields)]
     answers: dict[str, list[Hits]] = {one: [] for one in names}
     times = []
     for number, query in enumerate(queries, start=1):
         started = time.perf_counter()
         answers[name].append(retriever.ask(query, depth, recall=recall))
         times.append(1_000 * (time.perf_counter() - started))
+        answers[EXACT].append(retriever.ask(query, depth, recall=1.0))
         for field in retriever.fields:
             found = alone.search({field: query[field]}, depth, recall=recall)
             answers[f"{name} {field}"].append(found)
