@@ -133,3 +133,40 @@ def test_explain_is_of_token_embeddings_alone(made):
     status, _, err = run("search", made / "all.index", "the key", "--explain")
     assert status == 3
     assert "expected an index of token embeddings alone" in " ".join(err.split())
+
+
+def test_a_weighted_sum_of_fields_is_a_teacher(made, tmp_path):
+    data, index = made / "data", made / "all.index"
+    mined = tmp_path / "mined.jsonl"
+    words = ("--data", data, "--split", "test", "-n", "1", "--with", index)
+    weights = {"multi": 0.5, "dense": 0.3, "sparse": 0.2}
+    given = ",".join(f"{name}={weight}" for name, weight in weights.items())
+    status, _, err = run("mine", mined, *words, "--weights", given, "--margin", "-10")
+    assert status == 0, err
+    words = ("distill", mined, tmp_path / "train", "--data", data, "--format", "flagembedding")
+    status, _, err = run(*words, "--teacher", index)
+    assert status == 3
+    assert "--weights" in err
+    status, _, err = run(*words, "--teacher", "bm25", "--weights", given)
+    assert status == 3
+    assert "expected an index as --teacher" in " ".join(err.split())
+    status, _, err = run(*words, "--teacher", index, "--weights", given)
+    assert status == 0, err
+    assert json.loads((tmp_path / "train" / "about.json").read_text())["weights"] == given
+    encoder = weft.encoders.load(str(made / "m3"))
+    rows = (tmp_path / "train" / "train.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    for row in map(json.loads, rows):
+        (query,) = encoder.all_fields([row["query"]], "query")
+        for side in ("pos", "neg"):
+            for found, score in zip(
+                encoder.all_fields(row[side], "document"), row[f"{side}_scores"], strict=True
+            ):
+                similarities = query.multi[0].values @ found.multi[0].values.T
+                fields = {
+                    "multi": similarities.max(axis=1).mean(),
+                    "dense": query.dense @ found.dense,
+                    "sparse": sum(w * found.sparse.get(t, 0.0) for t, w in query.sparse.items()),
+                }
+                expected = sum(weights[name] * value for name, value in fields.items())
+                assert score == pytest.approx(expected, abs=2e-3)  # stored in half precision

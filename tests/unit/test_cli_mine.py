@@ -130,6 +130,7 @@ def test_an_index_and_a_run_find_candidates(made, monkeypatch):
         (["--with", "nothing.trec"], "nothing.trec: expected bm25"),
         (["--split", "dev"], "qrels/dev.tsv: no such file"),
         (["--choose", "worst"], "choose='worst'"),
+        (["--weights", "dense=1"], "--weights dense=1: expected an index among --with"),
     ],
 )
 def test_what_cannot_be_mined(made, words, said):

@@ -200,6 +200,8 @@ def test_amharic_colbert_deals_two_rows():
         ({"rows": 8}, "rows=8"),
         ({"choose": "best"}, "choose='best'"),
         ({"ranks": "sorted"}, "ranks='sorted'"),
+        ({"margin": float("nan")}, "margin=nan: expected a finite number"),
+        ({"min_score": float("-inf")}, "min_score=-inf: expected a finite number"),
     ],
 )
 def test_rules_that_cannot_be(wrong, said):

@@ -12,7 +12,7 @@ import typer
 
 from weft import encoders, evaluation, sources
 from weft.cli.fields import open_retriever
-from weft.cli.options import Json, NoProgress, Quiet, Threads, examples
+from weft.cli.options import Json, NoProgress, Quiet, Threads, Weights, examples
 from weft.cli.view import View, as_json, count, pairs
 from weft.errors import IndexExistsError, InvalidArgumentError
 from weft.evaluation import Collection
@@ -110,6 +110,7 @@ def mine_negatives(
             help="Never take what qrels/<split>.tsv finds relevant; again for more.",
         ),
     ] = None,
+    weights: Weights = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -126,6 +127,8 @@ def mine_negatives(
     with view.reporting():
         if out.exists():
             raise IndexExistsError(f"{out}: exists already; remove it, or choose another name")
+        if weights is not None and not any(Path(who).is_dir() for who in rankers or ()):
+            raise InvalidArgumentError(f"--weights {weights}: expected an index among --with")
         collection = Collection(data, split)
         qrels = evaluation.read_qrels(collection.qrels)
         queries = evaluation.read_queries(collection.queries)
@@ -145,7 +148,9 @@ def mine_negatives(
             if grade > 0
         }
         with view.progress() as progress:
-            asked = [_scorer(who, documents, threads, progress) for who in rankers or ["bm25"]]
+            asked = [
+                _scorer(who, documents, weights, threads, progress) for who in rankers or ["bm25"]
+            ]
             indexes = [who for who in rankers or () if Path(who).is_dir()]
             like = None
             if max_similarity is not None and indexes:
@@ -161,6 +166,7 @@ def mine_negatives(
             "queries with fewer than asked for": done.short,
             "dropped": dict(done.dropped),
             "with": [one.name for one in asked],
+            "weights": weights,
             "excluded": len(excluded),
             "rule": as_json(rule),
         }
@@ -201,6 +207,7 @@ def distill_scores(
             metavar="MODEL", help="flagembedding: a file for each length in tokens of this encoder."
         ),
     ] = None,
+    weights: Weights = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -218,16 +225,18 @@ def distill_scores(
         about: dict[str, Any] = {"mined": mined.name, "teacher": teacher}
         if teacher is None and normalise != "none":
             raise InvalidArgumentError(f"--normalise {normalise}: expected --teacher with it")
+        if weights is not None and (teacher is None or not Path(teacher).is_dir()):
+            raise InvalidArgumentError(f"--weights {weights}: expected an index as --teacher")
         with view.progress() as progress:
             if teacher is not None:
-                scorer = _scorer(teacher, documents, threads, progress)
+                scorer = _scorer(teacher, documents, weights, threads, progress)
                 scored = []
                 for one in distill(examples_, scorer, normalise=normalise):  # type: ignore[arg-type]
                     scored.append(one)
                     if progress is not None:
                         progress("score", len(scored), len(examples_))
                 examples_ = scored
-                about |= {"normalise": normalise, "epsilon": EPSILON}
+                about |= {"weights": weights, "normalise": normalise, "epsilon": EPSILON}
         counter = None if buckets is None else encoders.load(buckets).count_tokens
         done = write_examples(
             out, kind, examples_, documents, spaces=spaces, count_tokens=counter, about=about
@@ -274,11 +283,15 @@ def _window(text: str | None) -> tuple[int, int] | None:
 
 
 def _scorer(
-    who: str, documents: dict[str, str], threads: int | None, progress: Progress | None
+    who: str,
+    documents: dict[str, str],
+    weights: str | None,
+    threads: int | None,
+    progress: Progress | None,
 ) -> Ranker:
     path = Path(who)
     if path.is_dir():
-        found = open_retriever(path, None, None, threads)
+        found = open_retriever(path, None, weights, threads)
         if isinstance(found, HybridRetriever):
             return HybridScorer(found, who)
         return IndexScorer(found, who)

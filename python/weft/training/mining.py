@@ -8,6 +8,7 @@ dropped, and some documents are chosen. Everything is a function of the input an
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import unicodedata
 from collections import Counter
@@ -90,6 +91,10 @@ class MiningRule:
         start, end = self.window
         if not 0 <= start < end:
             raise InvalidArgumentError(f"window={self.window}: expected 0 <= start < end")
+        for name in ("min_score", "max_score", "margin", "relative_margin", "max_similarity"):
+            bound = getattr(self, name)
+            if bound is not None and not math.isfinite(bound):
+                raise InvalidArgumentError(f"{name}={bound}: expected a finite number")
         for name, allowed in (
             ("ranks", ("raw", "filtered")),
             ("choose", ("top", "random", "ends")),

@@ -118,8 +118,8 @@ class HybridScorer:
         fusion = self._retriever._fusion
         if not (isinstance(fusion, Weighted) and fusion.missing == "rescore"):
             raise InvalidArgumentError(
-                f"{self.name}: fusion by {fusion}, expected weft.Weighted with missing='rescore', "
-                f"whose scores do not depend on other documents"
+                f"{self.name}: fusion by {fusion}, expected weft.Weighted with missing='rescore' "
+                f"(--weights), whose scores do not depend on other documents"
             )
         found = []
         for _, text, ids in asked:
