@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: weft plan, build, search, info, demo; the rest is in cli_*.py beside it."""
+"""The command line: weft plan, build, search, info, demo; the other commands lie beside it."""
 
 from __future__ import annotations
 

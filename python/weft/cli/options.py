@@ -35,8 +35,8 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How the encoder reads texts: stanford, pylate, st (sentence-transformers), tokens, "
-        "dense, splade; what its checkpoint is laid out for by default.",
+        help="How the encoder reads texts: m3, lusifer, dpr, pylate, stanford, splade, st "
+        "(sentence-transformers), tokens, dense; what its checkpoint is laid out for by default.",
     ),
 ]
 Fields = Annotated[
