@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import weft
+
 HEAVY = [
     "pyarrow",
     "torch",
@@ -39,3 +41,7 @@ def test_the_command_line_does_without_torch():
     loaded = modules_after("import weft.cli")
     assert "typer" in loaded
     assert not loaded & {"torch", "transformers", "sentence_transformers"}
+
+
+def test_every_public_name_is_there():
+    assert [name for name in weft.__all__ if not hasattr(weft, name)] == []
