@@ -89,15 +89,21 @@ def read_qrels(path: str | Path) -> Qrels:
     Raises
     ------
     InvalidArgumentError
-        A line is neither; names file and line.
+        A line is neither, or gives a document another grade than before; names file and line.
     """
     qrels: Qrels = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         columns = line.split("\t") if "\t" in line else line.split()
         if len(columns) == 4:
             del columns[1]
         if len(columns) == 3 and columns[2].removeprefix("-").isdecimal():
-            qrels.setdefault(columns[0], {})[columns[1]] = int(columns[2])
+            query, document, grade = columns[0], columns[1], int(columns[2])
+            known = qrels.setdefault(query, {}).setdefault(document, grade)
+            if known != grade:
+                raise InvalidArgumentError(
+                    f"{path}:{number}: document {document!r} has grade {grade} for {query!r}, and "
+                    f"{known} before; expected one grade"
+                )
         elif number > 1 or len(columns) != 3:
             raise InvalidArgumentError(
                 f"{path}:{number}: expected a query id, a document id and an integer grade"
@@ -152,7 +158,7 @@ def read_run(path: str | Path, *, ties: Literal["stable", "trec"] = "stable") ->
 
 def _run_of_trec(path: str | Path) -> Run:
     run: Run = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         columns = line.split()
         if len(columns) != 6:
             raise InvalidArgumentError(
@@ -167,7 +173,7 @@ def _run_of_trec(path: str | Path) -> Run:
 def _run_of_json(path: str | Path) -> Run:
     run: Run = {}
     try:
-        found = json.loads("\n".join(_lines(path)))
+        found = json.loads("\n".join(read_lines(path)))
         for query, scores in found.items():
             run[query] = {}
             for document, score in scores.items():
@@ -239,14 +245,23 @@ def _write(path: str | Path, lines: list[str]) -> None:
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def _lines(path: str | Path) -> list[str]:
-    """Give the lines of a file of text, plain or .gz."""
+def read_lines(path: str | Path) -> list[str]:
+    """Give the lines of a file of text, plain or .gz, without a byte order mark.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    InvalidArgumentError
+        It is not UTF-8, or its gzip data are damaged.
+    """
     try:
         with os_errors("read", Path(path)):
             data = Path(path).read_bytes()
         if Path(path).suffix == ".gz":
             data = gzip.decompress(data)
-        return data.decode("utf-8").splitlines()
+        text = data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+        return text.removesuffix("\n").split("\n") if text else []
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InvalidArgumentError(f"{path}: damaged gzip data ({error})") from error
     except StorageError as error:

@@ -8,17 +8,16 @@ and XOR-Retrieve (answers within the first so many tokens of what was retrieved)
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from weft.errors import InvalidArgumentError
-from weft.evaluation import query_fields, read_qrels, read_queries
-from weft.lifecycle.storage import os_errors
+from weft.evaluation import query_fields, read_lines, read_qrels, read_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -37,15 +36,25 @@ def translations(
     One pair for each judgement, in their order; the language is that field of the query's metadata,
     "" where it has none. In XTREME's Tatoeba the *English* sentences ask and the others are
     searched; `tatoeba` takes the sides either way round.
+
+    Raises
+    ------
+    InvalidArgumentError
+        What is judged is not among the queries or documents.
     """
     queries, languages = read_queries(collection.queries), query_fields(collection.queries, field)
     documents = {document.id: document.text or "" for document in collection.corpus}
     pairs: dict[str, list[tuple[str, str]]] = {}
     for query, grades in read_qrels(collection.qrels).items():
-        for document, grade in grades.items():
-            if grade > 0:
-                found = pairs.setdefault(languages.get(query, ""), [])
-                found.append((queries[query], documents[document]))
+        for document in (name for name, grade in grades.items() if grade > 0):
+            try:
+                pair = queries[query], documents[document]
+            except KeyError as error:
+                raise InvalidArgumentError(
+                    f"{collection.qrels}: {error} is judged, expected it among the queries and "
+                    f"documents of {collection.folder}"
+                ) from None
+            pairs.setdefault(languages.get(query, ""), []).append(pair)
     return pairs
 
 
@@ -128,13 +137,13 @@ def read_file_order(path: str | Path) -> dict[str, list[str]]:
 
     Raises
     ------
+    NotFoundError
+        There is no such file.
     InvalidArgumentError
-        A line has fewer than three columns; names file and line.
+        A line has fewer than three columns, or the file is not UTF-8; names file and line.
     """
     ranked: dict[str, list[str]] = {}
-    with os_errors("read", Path(path)):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         columns = line.split()
         if len(columns) < 3:
             raise InvalidArgumentError(
@@ -208,6 +217,8 @@ def answer_recall(
         wanted = [answer for answer in answers.get(query, ()) if answer not in ("yes", "no")]
         if not wanted:
             continue
+        if query not in languages:
+            raise InvalidArgumentError(f"languages: none of query {query!r}; expected one")
         tokens: list[str] = []
         for text in texts:
             if len(tokens) >= n_tokens:

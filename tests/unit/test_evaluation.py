@@ -153,6 +153,13 @@ def test_reading_judgements(tmp_path):
     assert evaluation.read_qrels(tmp_path / "test.tsv") == expected
     (tmp_path / "trec").write_text("q1 0 d1 2\nq1\t0\td2\t-1\n")
     assert evaluation.read_qrels(tmp_path / "trec") == {"q1": {"d1": 2, "d2": -1}}
+    marked = "\ufeffq\u20281\td1\t2\r\nq2\td1\t1\r\nq2\td1\t1\n"
+    (tmp_path / "marked").write_bytes(marked.encode())
+    expected = {"q\u20281": {"d1": 2}, "q2": {"d1": 1}}
+    assert evaluation.read_qrels(tmp_path / "marked") == expected
+    (tmp_path / "twice").write_text("q1\td1\t1\nq1\td1\t0\n")
+    with pytest.raises(InvalidArgumentError, match="twice:2: document 'd1' has grade 0 for 'q1'"):
+        evaluation.read_qrels(tmp_path / "twice")
     for bad in ("q1\td1\t1\nq1\td2\n", "q\td\t1\nq\td\tmuch\n", "one two\n", "a b c d e\n"):
         (tmp_path / "bad").write_text(bad)
         with pytest.raises(InvalidArgumentError, match=r"bad:[12]: expected a query id"):

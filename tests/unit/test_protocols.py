@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weft.errors import InvalidArgumentError, StorageError
+from weft.errors import InvalidArgumentError, NotFoundError
 from weft.evaluation import Collection
 from weft.protocols import (
     answer_recall,
@@ -96,6 +96,10 @@ def test_translations(tmp_path):
         "fra": [("un", "english 1"), ("un", "english 0")],
     }
     assert list(translations(Collection(tmp_path), field="none")) == [""]
+    for judged, said in (("a\tnone\t1\n", "'none' is judged"), ("z\td1\t1\n", "'z' is judged")):
+        (tmp_path / "qrels" / "test.tsv").write_text(judged)
+        with pytest.raises(InvalidArgumentError, match=said):
+            translations(Collection(tmp_path))
 
 
 def letters(text):
@@ -140,7 +144,10 @@ def test_mrtydi_by_hand(tmp_path):
     path.write_text("q1 Q0\n")
     with pytest.raises(InvalidArgumentError, match=r"run.txt:1: 2 columns"):
         read_file_order(path)
-    with pytest.raises(StorageError, match="cannot read"):
+    path.write_bytes(b"q1 Q0 \xff 1 1 tag\n")
+    with pytest.raises(InvalidArgumentError, match=r"run.txt: not UTF-8 \(byte 6\)"):
+        read_file_order(path)
+    with pytest.raises(NotFoundError, match="no such file"):
         read_file_order(tmp_path / "none.txt")
     with pytest.raises(InvalidArgumentError, match="no query in them"):
         mrtydi({}, ranked)
@@ -165,5 +172,7 @@ def test_answers_within_so_many_tokens():
     assert answer_recall(passages, answers, languages, n_tokens=4)["ja"] == 0.0
     whole = answer_recall(passages, answers, languages, n_tokens=6, tokenize=str.split)
     assert whole["ja"] == pytest.approx(2 / 3)
+    with pytest.raises(InvalidArgumentError, match="languages: none of query 'a'"):
+        answer_recall(passages, answers, {})
     with pytest.raises(InvalidArgumentError, match="none of a query with answers"):
         answer_recall({"d": ["yes"]}, answers, languages)
