@@ -49,7 +49,7 @@ class Counting(FakeEncoder):
 def small_pieces(patch):
     """Batches of 16 documents, a codec from 400 tokens on, segments of at most 900."""
     small = replace(defaults, codec_tokens=400, tuning_queries=8)
-    for module in ("builder", "tuner"):
+    for module in ("lifecycle.builder", "tuner"):
         patch.setattr(f"weft.{module}.defaults", small)
     patch.setattr("weft.retriever.BATCH_DOCUMENTS", 16)
     patch.setattr("weft.lifecycle.planning.segment_limits", lambda _: (900, 1 << 30))
