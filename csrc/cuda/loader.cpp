@@ -328,20 +328,27 @@ std::shared_ptr<const Resident> make_resident(
       codec != nullptr, ErrorCode::device, "device=\"", device,
       "\": the index has no codes yet, only rows, which the CPU searches; see codec_tokens");
 
-  const DeviceInfo found = describe(*plug.table, number);
-  const weft_codec plain = to_c(*codec);
-  const auto arrays = to_c(segments, {});
-  uint64_t needed = 0;
-  weft_error error{};
-  check(plug.table->plan(&plain, arrays.data(), static_cast<uint32_t>(arrays.size()), &needed,
-                         &error),
-        error);
-  if (needed > found.free_bytes) {
-    WEFT_REQUIRE(decides, ErrorCode::out_of_memory, "device='", device, "': the codes take ",
-                 gigabytes(needed), ", ", gigabytes(found.free_bytes), " are free");
-    return nullptr;
+  try {
+    const DeviceInfo found = describe(*plug.table, number);
+    const weft_codec plain = to_c(*codec);
+    const auto arrays = to_c(segments, {});
+    uint64_t needed = 0;
+    weft_error error{};
+    check(plug.table->plan(&plain, arrays.data(), static_cast<uint32_t>(arrays.size()), &needed,
+                           &error),
+          error);
+    WEFT_REQUIRE(needed <= found.free_bytes, ErrorCode::out_of_memory, "device='", device,
+                 "': the codes take ", gigabytes(needed), ", ", gigabytes(found.free_bytes),
+                 " are free");
+    return std::make_shared<PlugInResident>(*plug.table, number, segments, *codec);
+  } catch (const Error& error) {
+    const bool unusable =
+        error.code() == ErrorCode::device || error.code() == ErrorCode::out_of_memory;
+    if (decides && unusable) {  // too old, taken by another, or filled since
+      return nullptr;
+    }
+    throw;
   }
-  return std::make_shared<PlugInResident>(*plug.table, number, segments, *codec);
 }
 
 BackendStatus backend_status() {

@@ -14,6 +14,7 @@ from cpp_build import ROOT, run
 from helpers import unit_rows
 
 FOREIGN = """
+#include <string.h>
 #include "cuda/abi.h"
 static void probe(weft_probe *out) { out->n_devices = STATE == 0; out->state = STATE; }
 static int32_t describe(int32_t device, weft_device *out, weft_error *error) {
@@ -24,12 +25,18 @@ static int32_t describe(int32_t device, weft_device *out, weft_error *error) {
 static int32_t plan(const weft_codec *codec, const weft_segment *segments, uint32_t n,
                     uint64_t *bytes, weft_error *error) {
   (void)codec; (void)segments; (void)n; (void)error;
-  *bytes = 70250000000;
+  *bytes = NEEDED;
   return 0;
+}
+static int32_t load(int32_t device, const weft_codec *codec, const weft_segment *segments,
+                    uint32_t n, weft_resident **out, weft_error *error) {
+  (void)device; (void)codec; (void)segments; (void)n; (void)out;
+  strcpy(error->text, "a GPU: compute capability 7.5, expected 8.0 or newer");
+  return 1 + CODE;
 }
 static const weft_backend table = {
     .abi = ABI, .struct_size = SIZE, .name = "cuda", .version = VERSION, .toolkit = "0",
-    .probe = probe, .describe = describe, .plan = plan};
+    .probe = probe, .describe = describe, .plan = plan, .load = load};
 const weft_backend *ENTRY(void) { return &table; }
 """
 
@@ -73,6 +80,7 @@ def library(folder, source, name="libforeign.so", **macros):
 
 def foreign(folder, **macros):
     known = {"ABI": 1, "SIZE": "sizeof(weft_backend)", "STATE": 3, "ENTRY": "weft_backend_v1"}
+    known |= {"NEEDED": 0, "CODE": 0}
     return library(folder, FOREIGN, **{**known, "VERSION": '"9.9"', **macros})
 
 
@@ -112,12 +120,31 @@ def test_wrong_files(tmp_path, plug_in, index, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_codes_that_do_not_fit(tmp_path, plug_in, index):
+@pytest.mark.parametrize(
+    ("needed", "code", "error", "message"),
+    [
+        (70_250_000_000, 0, weft.OutOfMemoryError, r"take 70\.25 GB, 2\.00 GB are free"),
+        (1_000, 5, weft.OutOfMemoryError, r"compute capability 7\.5"),  # filled since it was asked
+        (1_000, 6, weft.DeviceError, r"compute capability 7\.5, expected 8\.0 or newer"),
+    ],
+)
+def test_a_device_that_does_not_take_the_codes(
+    tmp_path, plug_in, index, needed, code, error, message
+):
+    """Asked for, that is an error; "auto" takes the CPU."""
     own = weft.info()["version"]
-    plug_in(foreign(tmp_path, STATE=0, VERSION=f'"{own}"'))
-    with pytest.raises(weft.OutOfMemoryError, match=r"take 70\.25 GB, 2\.00 GB are free"):
+    made = foreign(tmp_path, STATE=0, VERSION=f'"{own}"', NEEDED=needed, CODE=code)
+    plug_in(made.rename(tmp_path / f"{needed}-{code}.so"))
+    with pytest.raises(error, match=message):
         index.searcher(device="cuda")
     assert index.searcher(device="auto").device == "cpu"
+
+
+def test_other_errors_of_a_device_are_told(tmp_path, plug_in, index):
+    own = weft.info()["version"]
+    plug_in(foreign(tmp_path, STATE=0, VERSION=f'"{own}"', NEEDED=1_000, CODE=0))
+    with pytest.raises(weft.InvalidArgumentError, match=r"compute capability 7\.5"):
+        index.searcher(device="auto")
 
 
 def ask(path, **environment):
