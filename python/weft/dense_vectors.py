@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,8 +12,6 @@ from weft.arrays import contiguous, host_array, matrix, normalized, query_rows
 from weft.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from weft.fields import DenseConfig
@@ -35,13 +34,18 @@ def dense_rows(given: DenseVectors, ids: Sequence[str], config: DenseConfig) -> 
     """
     if hasattr(given, "shape"):
         rows = matrix(given, config.dim, "dense")
+        _require_each(len(rows), ids)
         present = list(range(len(rows)))
     else:
+        if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+            raise InvalidArgumentError(
+                f"dense: found {type(given).__name__}, expected an array (n, {config.dim}) or a "
+                f"sequence of vectors"
+            )
+        _require_each(len(given), ids)
         vectors = list(given)
         present = [i for i, vector in enumerate(vectors) if vector is not None]
-        rows = matrix(_stacked([vectors[i] for i in present], config.dim), config.dim, "dense")
-    if len(given) != len(ids):
-        raise InvalidArgumentError(f"dense: found {len(given)} vectors, expected {len(ids)}")
+        rows = _stacked({ids[i]: vectors[i] for i in present}, config.dim)
     if config.max_norm is not None:
         rows = _with_the_rest(rows, [ids[i] for i in present], config.max_norm)
     unit, bad, reason = normalized(contiguous(rows))
@@ -56,12 +60,21 @@ def dense_rows(given: DenseVectors, ids: Sequence[str], config: DenseConfig) -> 
     return stored
 
 
-def _stacked(vectors: list[Any], dim: int) -> NDArray[Any]:
-    arrays = [host_array(vector, "dense") for vector in vectors]
-    for array in arrays:
+def _require_each(n_vectors: int, ids: Sequence[str]) -> None:
+    if n_vectors != len(ids):
+        raise InvalidArgumentError(f"dense: found {n_vectors} vectors, expected {len(ids)}")
+
+
+def _stacked(vectors: dict[str, Any], dim: int) -> NDArray[Any]:
+    arrays = []
+    for doc_id, vector in vectors.items():
+        array = host_array(vector, f"document {doc_id!r}: dense vector")
         if array.shape != (dim,):
-            raise InvalidArgumentError(f"dense: a vector of shape {array.shape}, expected ({dim},)")
-    return np.stack(arrays) if arrays else np.empty((0, dim), np.float32)
+            raise InvalidArgumentError(
+                f"document {doc_id!r}: dense vector of shape {array.shape}, expected ({dim},)"
+            )
+        arrays.append(array)
+    return matrix(np.stack(arrays), dim, "dense") if arrays else np.empty((0, dim), np.float32)
 
 
 def _with_the_rest(rows: NDArray[Any], ids: Sequence[str], max_norm: float) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from weft.checks import check_int
 from weft.dense_vectors import dense_query
 from weft.errors import InvalidArgumentError
 from weft.lifecycle.bitmaps import as_mask
-from weft.lifecycle.filters import Filters
+from weft.lifecycle.filters import Filters, check_allow
 from weft.lifecycle.windows import document_id
 from weft.sparse_vectors import IMPACT_UNIT, Terms, sparse_vectors, stored_form
 from weft.types import Hit, Hits, OperatingPoint, SearchParams, defaults
@@ -122,6 +122,7 @@ class DenseSearcher:
         allow: Iterable[str] | None = None,
     ) -> tuple[Hits, ...]:
         """Answer many queries: what `search` gives for each."""
+        allow = None if allow is None else check_allow(allow)
         return tuple(
             self.search(query, k, recall=recall, params=params, where=where, allow=allow)
             for query in queries

@@ -14,6 +14,7 @@ from weft.arrays import query_rows
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError
 from weft.fusion import NAMES, Fusion, ReciprocalRank
+from weft.lifecycle.filters import check_allow
 from weft.types import Hit, Hits, OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class HybridSearcher:
         fields = _fields_of(query)
         self._fusion.check(fields)
         k = check_int("k", k, 1)
+        allow = None if allow is None else check_allow(allow)
         depth = max(self._fusion.depth, k)
         timings: dict[str, float] = {}
         lists: dict[str, dict[str, float]] = {}

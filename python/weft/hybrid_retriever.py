@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.encoders import require_same_encoder
-from weft.encoders.joined import stored_fields
+from weft.encoders.joined import JoinedEncoder, stored_fields
 from weft.errors import IncompatibleIndexError, InvalidArgumentError
 from weft.fusion import NAMES, ReciprocalRank
 from weft.hybrid import HybridSearcher
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weft.encoders.fields import FieldEmbeddings, FieldEncoder
-    from weft.encoders.joined import JoinedEncoder
     from weft.fusion import Fusion
     from weft.types import Document, Hits, IndexConfig, Progress, SearchParams
 
@@ -142,6 +141,7 @@ class HybridRetriever:
         path: str | Path,
         *,
         encoder: FieldEncoder | None = None,
+        fields: Sequence[str] | None = None,
         fusion: Fusion | None = None,
         device: str = "auto",
         dtype: str = "float32",
@@ -156,6 +156,9 @@ class HybridRetriever:
         encoder
             The one it was made with. None: the models that the index names, loaded now from this
             machine only.
+        fields
+            Those that are stored and searched. None: those of the documents there are; where there
+            are none, all that the encoder makes and the index has.
         fusion, threads
             As for `HybridRetriever`.
         device, dtype
@@ -176,8 +179,8 @@ class HybridRetriever:
                     f"{path}: made from embeddings, so it names no encoder; expected encoder="
                 )
             encoder = stored_fields(stored, device=device, dtype=dtype)
-        holds_multi = index.info.n_tokens > 0 or not index.config.fields
-        fields = [*["multi"] * holds_multi, *index.config.fields]
+        if fields is None:
+            fields = _held(index, encoder)
         return HybridRetriever(index, encoder, fields=fields, fusion=fusion, threads=threads)
 
     @property
@@ -303,11 +306,11 @@ class HybridRetriever:
         """
         if not isinstance(text, str):
             raise InvalidArgumentError(f"query {text!r}: expected a text")
+        searcher = self._current_searcher()
         started = time.perf_counter()
         (query,) = self.encode_queries([text])
         encode_ms = 1_000 * (time.perf_counter() - started)
-        hits = self.ask(query, k, recall=recall, params=params, where=where, allow=allow)
-        searcher = self._current_searcher()
+        hits = searcher.search(query, k, recall=recall, params=params, where=where, allow=allow)
         completed = [
             dataclasses.replace(hit, text=document.text, metadata=document.metadata)
             for hit, document in zip(hits, searcher.documents(hits.ids), strict=True)
@@ -364,6 +367,16 @@ class HybridRetriever:
             current = HybridSearcher(self._index.searcher(threads=self._threads), self._fusion)
             self._searcher = current
         return current
+
+
+def _held(index: Index, encoder: FieldEncoder) -> list[str]:
+    """Give the fields of the documents of an index, or those that its first are to have."""
+    beside = index.config.fields
+    if len(index) > 0:
+        holds_multi = index.info.n_tokens > 0
+    else:
+        holds_multi = not isinstance(encoder, JoinedEncoder) or "multi" in encoder.makes
+    return [*["multi"] * (holds_multi or not beside), *beside]
 
 
 def _checked(fields: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:

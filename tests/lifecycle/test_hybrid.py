@@ -162,6 +162,20 @@ def test_filters_hold_in_every_field(world):
     assert set(hits.ids) == {"d3", "d4"}
 
 
+def test_allowed_ids_may_come_once(world):
+    """Whatever gives them is walked over once, and every field and every query gets them all."""
+    searcher = world.index.searcher()
+    query, ids = world.query(), world.ids[40:49]
+    hits = weft.HybridSearcher(searcher).search(query, N, allow=iter(ids))
+    assert set(hits.ids) == set(ids)
+    exact = world.exact(query)
+    for hit in hits:
+        expected = {name: exact[name][hit.id] for name in exact if exact[name][hit.id] != 0}
+        assert hit.scores == pytest.approx(expected, abs=ROUNDING)
+    for found in searcher.dense.search_batch(world.dense[:2], N, allow=iter(ids)):
+        assert set(found.ids) == set(ids)
+
+
 def test_impacts_are_fused_as_scores(make_index, rng):
     """The research scripts' way: integers, divided by 10,000, absent ones 0, not divided."""
     world = World(make_index, rng, impacts=True)
@@ -235,7 +249,10 @@ def test_inner_products(make_index, rng):
     [
         (np.ones((2, 4)), "dense: found 2 vectors, expected 1"),
         (np.ones((1, 5)), "dense: dim 5, expected 4"),
-        ([[1.0, 2.0]], r"dense: a vector of shape \(2,\), expected \(4,\)"),
+        ([[1.0, 2.0]], r"document 'a': dense vector of shape \(2,\), expected \(4,\)"),
+        ([{}], "document 'a': dense vector of shape"),
+        (5, "dense: found int, expected an array"),
+        ("a", "dense: found str, expected an array"),
         (np.zeros((1, 4)), "document 'a': dense vector all zero"),
         (np.full((1, 4), np.nan), "document 'a': dense vector NaN or infinite"),
         ([None, None], "dense: found 2 vectors, expected 1"),
@@ -323,6 +340,51 @@ def test_retriever(make_index, fields):
     assert retriever.search("green tea", k=1).ids == ("key",)
     again = weft.HybridRetriever(weft.Index.open(path), encoder, fields=fields)
     assert again.search("green tea", k=1).ids == ("key",)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_an_empty_index_takes_all_fields_once_it_is_opened_again(make_index, emptied):
+    encoder = Encoder()
+    config = weft.IndexConfig(dim=16, dense=weft.DenseConfig(16))
+    path = make_index().path.with_name("texts.index")
+    retriever = weft.HybridRetriever(weft.Index.create(path, config, encoder=encoder), encoder)
+    if emptied:
+        retriever.add([weft.Document("old", "one two")])
+        retriever.delete(["old"])
+    again = weft.HybridRetriever.open(path, encoder=encoder)
+    assert again.fields == ("multi", "dense")
+    again.add([weft.Document("a", "one two three")])
+    assert again.index.info.n_tokens == len(
+        encoder.encode_documents(["one two three"])[0].multi[0].values
+    )
+
+
+def test_fields_of_an_index_that_is_opened(make_index):
+    encoder = Encoder()
+    config = weft.IndexConfig(dim=16, dense=weft.DenseConfig(16), sparse=weft.SparseConfig())
+    path = make_index().path.with_name("texts.index")
+    weft.Index.create(path, config, encoder=encoder)
+    some = weft.HybridRetriever.open(path, encoder=encoder, fields=["sparse", "dense"])
+    assert some.fields == ("dense", "sparse")
+    some.add([weft.Document("a", "one two three")])
+    assert weft.HybridRetriever.open(path, encoder=encoder).fields == ("dense", "sparse")
+
+
+def test_an_answer_is_of_one_generation(make_index):
+    """A document that goes while a query is answered is found with its text."""
+    config = weft.IndexConfig(dim=16, sparse=weft.SparseConfig())
+    path = make_index().path.with_name("texts.index")
+    encoder = Encoder()
+    index = weft.Index.create(path, config, encoder=encoder)
+    retriever = weft.HybridRetriever(index, encoder)
+    retriever.add([weft.Document("a", "one two")])
+
+    def allowed():
+        index.delete(["a"])
+        yield "a"
+
+    assert retriever.search("one", allow=allowed())[0].text == "one two"
+    assert len(index) == 0
 
 
 def test_retriever_refuses(make_index):

@@ -352,7 +352,7 @@ class Filters:
         if where is not None:
             parts.append(self._matching(parse(where)))
         if allow is not None:
-            parts.append(self._listed(_check_allow(allow)))
+            parts.append(self._listed(check_allow(allow)))
         if len(parts) < 2:
             return parts[0] if parts else None
         both = zip(parts[0].bitmaps, parts[1].bitmaps, strict=True)
@@ -379,7 +379,8 @@ def _count(segments: Sequence[Windows], bitmaps: list[Words]) -> Allowed:
     return Allowed(bitmaps, n_matching)
 
 
-def _check_allow(allow: Iterable[str]) -> frozenset[str]:
+def check_allow(allow: Iterable[str]) -> frozenset[str]:
+    """Give the ids; they are walked over once, so that several searches may use what is given."""
     if isinstance(allow, str) or not isinstance(allow, Iterable):
         raise InvalidArgumentError(f"allow={_shown(allow)}: expected ids, as a list or set")
     ids = list(allow)
