@@ -285,7 +285,7 @@ class SparseSearcher:
             raise InvalidArgumentError(f"sparse query: found {len(vectors)} rows, expected 1")
         if len(vectors[0].terms) == 0 and not empty:
             raise InvalidArgumentError("sparse query: empty, expected a weight above 0")
-        return stored_form(vectors[0], self._config, query=True)
+        return stored_form(vectors[0], self._config, "sparse query", query=True)
 
     def products(self, terms: Terms) -> list[NDArray[Any]]:
         """Give the dot product with every document of every segment; integers of impacts."""

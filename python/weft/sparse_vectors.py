@@ -54,7 +54,7 @@ def sparse_vectors(given: SparseVectors, name: Callable[[int], str]) -> list[Ter
         Something else, a term that cannot be, or a weight that is not finite or below 0; names it.
     """
     if hasattr(given, "tocsr"):
-        return _of_matrix(given.tocsr(copy=True), name)
+        return _of_matrix(given, name)
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
         raise InvalidArgumentError(
             f"sparse: found {type(given).__name__}, expected a scipy.sparse matrix or a sequence "
@@ -64,8 +64,13 @@ def sparse_vectors(given: SparseVectors, name: Callable[[int], str]) -> list[Ter
 
 
 def _of_matrix(matrix: Any, name: Callable[[int], str]) -> list[Terms]:  # noqa: ANN401
+    if len(matrix.shape) != 2:
+        raise InvalidArgumentError(
+            f"sparse: a matrix of shape {matrix.shape}, expected two dimensions, a row each"
+        )
     if matrix.shape[1] > MAX_TERM + 1:
         raise InvalidArgumentError(f"sparse: {matrix.shape[1]} columns, expected {MAX_TERM + 1}")
+    matrix = matrix.tocsr(copy=True)
     matrix.sum_duplicates()
     terms, bounds = matrix.indices.astype(np.int32), matrix.indptr.tolist()
     weights = _checked(matrix.data, terms, lambda at: name(_row_of(matrix.indptr, at)))
@@ -135,18 +140,21 @@ def pruned(vector: Terms, most: int | None) -> Terms:
     return Terms(vector.terms[kept], vector.weights[kept])
 
 
-def as_impacts(vector: Terms) -> Terms:
-    """Make every weight w the integer ceil(100 w), w being a float32."""
+def as_impacts(vector: Terms, what: str) -> Terms:
+    """Make every weight w the integer ceil(100 w), w being a float32; `what` names the vector."""
     impacts = np.ceil(IMPACT_UNIT * vector.weights.astype(np.float64))
     if len(impacts) and impacts.max() > 2**31 - 1:
-        raise InvalidArgumentError(f"weight {vector.weights.max()}: too large for an impact")
+        raise InvalidArgumentError(
+            f"{what}: weight {vector.weights.max()} is too large for an impact, expected at most "
+            f"{(2**31 - 1) // IMPACT_UNIT}"
+        )
     return Terms(vector.terms, impacts.astype(np.int32))
 
 
-def stored_form(vector: Terms, config: SparseConfig, *, query: bool) -> Terms:
-    """Give a vector pruned, and as impacts where the field has them."""
+def stored_form(vector: Terms, config: SparseConfig, what: str, *, query: bool) -> Terms:
+    """Give a vector, named `what`, pruned, and as impacts where the field has them."""
     vector = pruned(vector, config.query_terms if query else config.document_terms)
-    return as_impacts(vector) if config.impacts else vector
+    return as_impacts(vector, what) if config.impacts else vector
 
 
 def pack(vector: Terms) -> bytes:

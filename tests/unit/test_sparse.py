@@ -80,11 +80,18 @@ def test_search_is_a_loop(make_index, unmerged, rng, impacts, n_segments):
 
 def test_impacts_are_integers():
     """ceil(100 w) on both sides, an integer product, divided by 10,000."""
-    vector = as_impacts(Terms(np.arange(4, dtype=np.int32), np.float32([0.001, 0.5, 0.501, 2])))
+    given = Terms(np.arange(4, dtype=np.int32), np.float32([0.001, 0.5, 0.501, 2]))
+    vector = as_impacts(given, "query")
     assert vector.weights.tolist() == [1, 50, 51, 200]
     assert vector.weights.dtype == np.int32
-    with pytest.raises(errors.InvalidArgumentError, match="too large for an impact"):
-        as_impacts(Terms(np.zeros(1, np.int32), np.float32([1e9])))
+
+
+def test_a_weight_too_large_for_an_impact(make_index):
+    index = make_index(config=weft.IndexConfig(sparse=weft.SparseConfig(impacts=True)))
+    with pytest.raises(errors.InvalidArgumentError, match=r"document 'b': weight .*too large"):
+        index.add(["a", "b"], sparse=[{1: 2e7}, {1: 1e9}])
+    with pytest.raises(errors.InvalidArgumentError, match=r"sparse query: weight .*too large"):
+        index.searcher().sparse.search({1: 1e9})
 
 
 def test_documents_and_queries_are_pruned_apart(make_index, rng):
@@ -143,6 +150,7 @@ def test_forms_of_vectors(rng):
         (5, "sparse: found int, expected"),
         ([{1: 1.0}] * 2, "sparse: found 2 vectors, expected 1"),
         (scipy.sparse.csr_array([[0, -1.0]]), "document 'a': term 1 has weight -1.0"),
+        (scipy.sparse.coo_array(np.ones(3)), r"sparse: a matrix of shape \(3,\), expected two"),
     ],
 )
 def test_what_is_no_vector(make_index, given, message):

@@ -158,7 +158,10 @@ def _sparse(given: SparseVectors | None, ids: list[str], config: IndexConfig) ->
     vectors = sparse_vectors(given, lambda i: f"document {ids[i]!r}" if i < len(ids) else f"{i}")
     if len(vectors) != len(ids):
         raise InvalidArgumentError(f"sparse: found {len(vectors)} vectors, expected {len(ids)}")
-    stored = [stored_form(vector, config.sparse, query=False) for vector in vectors]
+    stored = [
+        stored_form(vector, config.sparse, f"document {doc_id!r}", query=False)
+        for doc_id, vector in zip(ids, vectors, strict=True)
+    ]
     return [pack(vector) if len(vector.terms) else None for vector in stored]
 
 
