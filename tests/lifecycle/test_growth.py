@@ -2,6 +2,7 @@
 """An index that grows beyond what its codec was trained for, or by another kind of documents."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import weft
 from format_reader import decode, meta, read, rotation_matrix
 from helpers import assert_ranking, names, ragged_docs, unit_rows
 from reference import maxsim
+from weft.lifecycle.builder import Build
 from weft.lifecycle.codec_build import n_more_centroids
 from weft.lifecycle.entries import CodecEntry
 from weft.lifecycle.manifest import load
@@ -153,3 +155,36 @@ def test_drift_is_kept_by_merges(make_index, rng):
     expected = sum(entry.drift * entry.n_tokens for entry in entries) / total
     assert merged.drift == pytest.approx(expected, abs=1e-4)
     assert index.info.drift == merged.drift
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def test_what_an_interruption_left_is_not_used_beside_other_segments(make_index, rng, monkeypatch):
+    """A grown codec knows the segments of its commit: one that keeps others makes its own."""
+    docs = [unit_rows(rng, 8, 16) for _ in range(800)]
+    ids = [f"d{i}" for i in range(800)]
+    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16))
+    for part in (slice(0, 100), slice(100, 300), slice(300, 600)):
+        index.add(ids[part], docs[part])
+    saved = index.path.with_name("saved.index")
+
+    def left(*_):
+        shutil.copytree(index.path, saved)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Build, "_write_segments", left)
+        writer = index.writer(resume=True)
+        writer.delete(ids[:100])  # all that the first codec has encoded
+        writer.add(ids[600:], docs[600:])
+        with pytest.raises(Interrupted):
+            writer.commit()
+        writer.close()
+    again = weft.Index.open(saved)
+    with again.writer(resume=True) as writer:
+        writer.delete(ids[100:200])
+        writer.add(ids[600:], docs[600:])
+    assert len(again) == 700
+    assert again.verify(deep=True) == ()

@@ -133,7 +133,9 @@ class CodecBuild:
             )
             return [self._files.write_codec(grown)]
 
-        return self._opened(f"codec {codec.checksum:08x} and {n_more}, {self._sample_bytes}", make)
+        known = ", ".join(f"{checksum:08x}" for checksum in sorted({codec.checksum, *used}))
+        stage = f"codec {codec.checksum:08x} and {n_more} for {n_tokens}, of {known}"
+        return self._opened(f"{stage}, {self._sample_bytes}", make)
 
     def _opened(
         self, stage: str, make: Callable[[], Sequence[str]]
