@@ -77,11 +77,17 @@ class TuningQueries:
         return len(self.offsets) - 1
 
     def as_means(self) -> TuningQueries:
-        """Give queries of one row each: the mean of the rows, scaled to unit length."""
+        """Give queries of one row each: the mean of the rows, scaled to unit length.
+
+        Those whose rows cancel out are left out.
+        """
         sums = np.add.reduceat(self.values, self.offsets[:-1].astype(np.int64))
-        rows = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        norms = np.linalg.norm(sums, axis=1)
+        usable = norms > 0
+        rows = sums[usable] / norms[usable, None]
         offsets = np.arange(len(rows) + 1, dtype=np.uint64)
-        return TuningQueries(rows.astype(np.float32), offsets, self.sources)
+        sources = None if self.sources is None else self.sources[usable]
+        return TuningQueries(rows.astype(np.float32), offsets, sources)
 
 
 def choose_tokens(
