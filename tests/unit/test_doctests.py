@@ -12,7 +12,7 @@ import weft
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages(weft.__path__, "weft.")
-    if not name.startswith("weft._native")
+    if not name.startswith(("weft._native", "weft.lib"))  # compiled: the engine, and its plug-ins
 )
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
