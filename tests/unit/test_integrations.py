@@ -185,6 +185,15 @@ class TestFastPlaid:
             index.create([docs[0], np.full((2, DIM), np.nan)])
         assert_answers(numbered(make().search(asked)), asked, docs[20:], ids, k=10)
 
+    def test_create_after_one_that_was_interrupted(self, make, docs, tmp_path):
+        index = make().create(docs[:2])
+        for name in ("creating", "replaced"):
+            (tmp_path / f"plaid.{name}").mkdir()
+            (tmp_path / f"plaid.{name}" / "part").write_text("")
+        index.create(docs[:3])
+        assert len(index.get_embeddings([0, 1, 2])) == 3
+        assert names(tmp_path) == ["plaid"]
+
     def test_subsets(self, make, docs, asked):
         index = make().create(docs)
         answers = numbered(index.search(asked, subset=[7, 8, 99]))

@@ -125,7 +125,9 @@ class FastPlaid:
             self._store.index.writer().rollback()  # refused while another writes
         with os_errors("replace", path):
             if path.is_dir():
-                replaced = path.rename(path.with_name(f"{path.name}.replaced"))
+                replaced = path.with_name(f"{path.name}.replaced")
+                shutil.rmtree(replaced, ignore_errors=True)  # of a call that was interrupted here
+                path.rename(replaced)
                 beside.rename(path)
                 shutil.rmtree(replaced)
             else:
