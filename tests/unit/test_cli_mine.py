@@ -140,13 +140,22 @@ def test_what_cannot_be_mined(made, words, said):
     assert not (made.folder.parent / "n.jsonl").exists()
 
 
-def test_what_cannot_be_distilled(made):
+def test_what_cannot_be_distilled(made, monkeypatch):
     assert run("mine", "n.jsonl", "--data", "made", "-n", "2")[0] == 0
     assert run("mine", "n.jsonl", "--data", "made")[0] == 5
     words = ["distill", "n.jsonl", "out", "--data", "made", "--format"]
     assert "expected --teacher" in run(*words, "stanford", "--normalise", "minmax")[2]
     assert "has no scores" in run(*words, "pylate")[2]
     assert "expected one of stanford" in run(*words, "word")[2]
+    assert run("mine", made.folder.parent / "none" / "n.jsonl", "--data", "made")[0] == 4
+    monkeypatch.setattr(cli_mine, "distill", None)  # what is wrong anyhow is said before scoring
+    scored = ["stanford", "--teacher", "bm25"]
+    assert "expected one of stanford" in run(*words, "word", *scored[1:])[2]
+    (made.folder.parent / "out").mkdir(exist_ok=True)
+    (made.folder.parent / "out" / "mine.txt").write_text("kept")
+    status, _, err = run(*words, *scored)
+    assert (status, "out: not empty" in err) == (5, True)
+    (made.folder.parent / "out" / "mine.txt").unlink()
     (made.folder.parent / "bad.jsonl").write_text('{"query": "q"}\n')
     _, _, err = run("distill", "bad.jsonl", "out", "--data", "made", "--format", "stanford")
     assert "bad.jsonl:1: not an example" in err

@@ -14,14 +14,14 @@ from weft import encoders, evaluation, sources
 from weft.cli.fields import open_retriever
 from weft.cli.options import Json, NoProgress, Quiet, Threads, Weights, examples
 from weft.cli.view import View, as_json, count, pairs
-from weft.errors import IndexExistsError, InvalidArgumentError
+from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
 from weft.evaluation import Collection
 from weft.hybrid_retriever import HybridRetriever
 from weft.lexical import BM25
 from weft.lifecycle.storage import os_errors
 from weft.retriever import Retriever
 from weft.training.distillation import EPSILON, NORMALISE, distill
-from weft.training.files import KINDS, write_examples
+from weft.training.files import KINDS, check_target, write_examples
 from weft.training.mining import PRESETS, Example, MiningRule, mine, preset
 from weft.training.scorers import BM25Scorer, HybridScorer, IndexScorer, RunScorer, index_similarity
 from weft.types import Document
@@ -127,6 +127,8 @@ def mine_negatives(
     with view.reporting():
         if out.exists():
             raise IndexExistsError(f"{out}: exists already; remove it, or choose another name")
+        if not out.parent.is_dir():
+            raise NotFoundError(f"{out.parent}: no such folder")
         if weights is not None and not any(Path(who).is_dir() for who in rankers or ()):
             raise InvalidArgumentError(f"--weights {weights}: expected an index among --with")
         collection = Collection(data, split)
@@ -220,6 +222,7 @@ def distill_scores(
     """
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
+        check_target(out, kind)
         documents = _texts(Collection(data))
         examples_ = read_examples(mined)
         about: dict[str, Any] = {"mined": mined.name, "teacher": teacher}

@@ -100,17 +100,13 @@ def write_examples(
     IndexExistsError
         The folder is not empty.
     """
-    if kind not in KINDS:
-        raise InvalidArgumentError(f"format {kind!r}: expected one of {', '.join(KINDS)}")
+    folder = Path(folder)
+    check_target(folder, kind)
     if count_tokens is not None and kind != "flagembedding":
         raise InvalidArgumentError(f"format {kind!r}: only flagembedding sorts lines by length")
     _check(examples, documents)
-    folder = Path(folder)
     with os_errors("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-    if taken:
-        raise IndexExistsError(f"{folder}: not empty; expected a new or an empty folder")
     work = _Work(folder, list(examples), documents, spaces=spaces or kind == "ragatouille")
     try:
         if kind == "flagembedding":
@@ -128,6 +124,24 @@ def write_examples(
             Path(file).unlink(missing_ok=True)
         raise
     return done
+
+
+def check_target(folder: Path, kind: str) -> None:
+    """Refuse what `write_examples` would refuse before it looks at an example.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such format.
+    IndexExistsError
+        The folder is not empty.
+    """
+    if kind not in KINDS:
+        raise InvalidArgumentError(f"format {kind!r}: expected one of {', '.join(KINDS)}")
+    with os_errors("read", folder):
+        taken = folder.exists() and any(folder.iterdir())
+    if taken:
+        raise IndexExistsError(f"{folder}: not empty; expected a new or an empty folder")
 
 
 def _check(examples: Sequence[Example], documents: Mapping[str, str]) -> None:
