@@ -266,7 +266,7 @@ class HybridRetriever:
         with self._index.writer(
             threads=self._threads, max_ram=max_ram, progress=progress, resume=resume
         ) as writer:
-            for batch in _batches(writer.unspooled(counted())):
+            for batch in _batches(writer.unspooled(counted(), self._fields)):
                 texts = [_text_of(document) for document in batch]
                 found = self._encoder.encode_documents(texts)
                 write(

@@ -221,13 +221,15 @@ class Writer:
         for doc_id in checked:
             self._delete_committed(doc_id)
 
-    def unspooled(self, documents: Iterable[Document]) -> Iterator[Document]:
+    def unspooled(
+        self, documents: Iterable[Document], fields: Sequence[str] = ("multi",)
+    ) -> Iterator[Document]:
         """Leave out the documents that an interrupted writer has added, if they are still the same.
 
         For a writer that was opened with `resume`: what comes out is to be added, after that the
-        commit is the same as if nothing had happened.
+        commit is the same as if nothing had happened. `fields` are those that will be given.
         """
-        return self._open_spool().unspooled(documents)
+        return self._open_spool().unspooled(documents, fields)
 
     def _find(self, doc_id: str) -> Place | None:
         """Give the place of a committed document that is not deleted, by us or before."""

@@ -370,6 +370,35 @@ def test_fields_of_an_index_that_is_opened(make_index):
     assert weft.HybridRetriever.open(path, encoder=encoder).fields == ("dense", "sparse")
 
 
+@pytest.mark.parametrize("again", [["multi", "sparse"], ["dense"], None])
+def test_what_an_interruption_left_has_the_fields_asked_for(make_index, monkeypatch, again):
+    monkeypatch.setattr("weft.retriever.BATCH_DOCUMENTS", 2)
+    encoder = Encoder()
+    config = weft.IndexConfig(dim=16, dense=weft.DenseConfig(16), sparse=weft.SparseConfig())
+    path = make_index().path.with_name("texts.index")
+    weft.Index.create(path, config, encoder=encoder)
+    documents = [weft.Document(i, text) for i, text in TEXTS.items()]
+
+    def interrupted():
+        yield from documents
+        yield weft.Document("none")  # a text is missing
+
+    for fields in (["sparse", "dense"], again):
+        retriever = weft.HybridRetriever(weft.Index.open(path), encoder, fields=fields)
+        with pytest.raises(errors.InvalidArgumentError, match="no text"):
+            retriever.add(interrupted(), resume=True)
+    assert retriever.add(documents, resume=True) == 4
+    searcher = weft.Index.open(path).searcher()
+    query = encoder.encode_queries(["green"])[0]
+    assert np.isfinite(searcher.score(query.multi[0].values, ["tea"])).all() == (
+        "multi" in retriever.fields
+    )
+    assert np.isfinite(searcher.dense.score(query.dense, ["tea"])).all() == (
+        "dense" in retriever.fields
+    )
+    assert (searcher.sparse.score(query.sparse, ["tea"])[0] > 0) == ("sparse" in retriever.fields)
+
+
 def test_an_answer_is_of_one_generation(make_index):
     """A document that goes while a query is answered is found with its text."""
     config = weft.IndexConfig(dim=16, sparse=weft.SparseConfig())

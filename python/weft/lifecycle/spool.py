@@ -329,8 +329,11 @@ class Spool:
         stored = self._stored(first, first + past.n_windows)
         return checksum == past.checksum and batch.is_same(stored)
 
-    def unspooled(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Skip documents that were taken over, from the first on that is not the same none."""
+    def unspooled(self, documents: Iterable[Document], fields: Sequence[str]) -> Iterator[Document]:
+        """Skip documents that were taken over, from the first on that is not the same none.
+
+        Those that came with other fields are not the same.
+        """
         documents = iter(documents)
         while self._left:
             past = self._left[0]
@@ -338,7 +341,8 @@ class Spool:
             first = past.before.n_windows
             stored = self._stored(first, first + past.n_windows)
             if not (
-                [document.id for document in given] == stored.ids
+                stored.fields == set(fields)
+                and [document.id for document in given] == stored.ids
                 and [document.text for document in given] == stored.texts
                 and [check_metadata(d.metadata, d.id) for d in given] == stored.metadata
             ):

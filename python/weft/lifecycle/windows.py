@@ -56,6 +56,12 @@ class Batch:
     dense: Sequence[bytes | None]
     sparse: Sequence[bytes | None]
 
+    @property
+    def fields(self) -> set[str]:
+        """The fields of which some document has something."""
+        held = {name for name in FIELDS if any(v is not None for v in getattr(self, name))}
+        return held | ({"multi"} if np.any(self.lengths) else set())
+
     def is_same(self, other: Batch) -> bool:
         """Tell whether the other holds the same documents."""
         return np.array_equal(self.lengths, other.lengths) and all(
