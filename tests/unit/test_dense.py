@@ -194,3 +194,16 @@ def test_index_and_search_equal_brute_force(tmp_path, folder):
     hits = again.search("open the door", 10, recall=1.0)
     assert len(hits) == 10
     assert_ranking(hits, scores, tolerance=1e-3)
+
+
+def test_a_model_that_is_no_transformer_is_refused(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from transformers import AutoTokenizer
+
+    tiny_models.write_bert(tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "bare")).backend_tokenizer
+    static = StaticEmbedding(tokenizer, embedding_dim=8)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+    with pytest.raises(InvalidArgumentError, match="first module is a StaticEmbedding"):
+        encoders.load(tmp_path / "static", recipe="dense", device="cpu")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import PreTrainedTokenizerBase
 
 from weft.encoders.loading import check_cut, load_model, loading
 from weft.encoders.settings import Setting, check_settings
@@ -129,7 +130,7 @@ def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> 
     Raises
     ------
     InvalidArgumentError
-        If nothing says how the model pools, or two things do.
+        If nothing says how the model pools, or two things do; or it is no transformer.
     """
     check_settings("dense", options.settings, SETTINGS)
     stored = info.settings.get("pooling") if info else None
@@ -157,5 +158,11 @@ def load(checkpoint: Checkpoint, options: Options, info: EncoderInfo | None) -> 
             model = SentenceTransformer(
                 modules=[transformer, Pooling(width, pooling)], device=device
             )
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        kind = type(model[0]).__name__
+        raise InvalidArgumentError(
+            f"model {checkpoint.name}: its first module is a {kind}, which reads texts without a "
+            f"tokenizer of transformers; expected a Transformer"
+        )
     model.to(dtype=options.torch_dtype())
     return DenseEncoder(checkpoint, model, options, info)
