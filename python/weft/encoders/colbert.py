@@ -20,7 +20,7 @@ from weft.encoders.lengths import POLICIES, expanded_length, longest_query
 from weft.encoders.loading import check_cut, model_window
 from weft.encoders.settings import Setting, check_settings
 from weft.encoders.skiplists import RULES, skipped_ids
-from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder
+from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, check_lengths
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo, TokenEmbeddings
 
@@ -157,15 +157,8 @@ class ColbertEncoder(WindowedEncoder):
         layout = replace(layout, **{name: changes[name] for name in known if name in changes})
         self._layout = layout
         window = model_window(model)
-        lengths = (
-            options.query_length or (info and info.query_length) or layout.lengths[0],
-            options.document_length or (info and info.document_length) or layout.lengths[1],
-        )
-        for name, length in zip(("query_length", "document_length"), lengths, strict=True):
-            if not 4 <= length <= window:
-                raise InvalidArgumentError(
-                    f"{name}={length}: expected 4..{window}, the model's window"
-                )
+        lengths = options.lengths(info, layout.lengths)
+        check_lengths(lengths, 4, window)
         on_long = str(changes.get("on_long", "split"))
         super().__init__(
             tokenizer,

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from weft.encoders.loading import check_cut, load_model, loading
 from weft.encoders.settings import Setting, check_settings
 from weft.encoders.vectors import VectorEncoder
-from weft.encoders.windowed import OVERLAP, Options, prompt_of
+from weft.encoders.windowed import OVERLAP, Options, check_lengths, prompt_of
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo
 
@@ -59,15 +59,8 @@ class DenseEncoder(VectorEncoder):
         stored = {} if info is None else info.settings
         settings = {**stored, **options.settings}
         window = int(model.max_seq_length)
-        lengths = (
-            options.query_length or (info and info.query_length) or window,
-            options.document_length or (info and info.document_length) or window,
-        )
-        for name, length in zip(("query_length", "document_length"), lengths, strict=True):
-            if not 4 <= length <= window:
-                raise InvalidArgumentError(
-                    f"{name}={length}: expected 4..{window}, the model's window"
-                )
+        lengths = options.lengths(info, (window, window))
+        check_lengths(lengths, 4, window)
         prompts = (
             prompt_of(model.prompts, "query"),
             prompt_of(model.prompts, "document", "passage", "corpus"),

@@ -23,7 +23,7 @@ from weft.encoders.calibration import Calibration
 from weft.encoders.loading import build_model, load_tokenizer, model_window, unpickled
 from weft.encoders.settings import Setting, check_settings
 from weft.encoders.vectors import VectorEncoder, padded
-from weft.encoders.windowed import OVERLAP
+from weft.encoders.windowed import OVERLAP, check_lengths
 from weft.encoders.windows import Piece, Splitter
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo
@@ -194,15 +194,8 @@ class DprEncoder(VectorEncoder):
         usual_length: int,
     ) -> None:
         window = min(model_window(tower) for tower in towers.values())
-        lengths = (
-            options.query_length or (info and info.query_length) or min(usual_length, window),
-            options.document_length or (info and info.document_length) or min(usual_length, window),
-        )
-        for name, length in zip(("query_length", "document_length"), lengths, strict=True):
-            if not 8 <= length <= window:
-                raise InvalidArgumentError(
-                    f"{name}={length}: expected 8..{window}, the model's window"
-                )
+        lengths = options.lengths(info, (min(usual_length, window),) * 2)
+        check_lengths(lengths, 8, window)
         super().__init__(tokenizer, ("", ""), lengths, options, on_long=settings["on_long"])
         self._queries = _Passages(tokenizer, lengths[0], "none", "keep")
         self._documents = _Passages(tokenizer, lengths[1], settings["title"], settings["rest"])

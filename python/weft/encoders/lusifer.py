@@ -140,10 +140,7 @@ class LusiferEncoder(VectorEncoder):
     ) -> None:
         longest = model_window(model.learner)
         usual = min(LENGTH, longest)
-        lengths = (
-            options.query_length or (info and info.query_length) or usual,
-            options.document_length or (info and info.document_length) or usual,
-        )
+        lengths = options.lengths(info, (usual, usual))
         super().__init__(tokenizer, ("", ""), lengths, options, on_long=settings["on_long"])
         ask, candidate = f"{settings['instruction']}.\n", f"{settings['instruction']}. Candidate:\n"
         prompts = (ask, candidate if settings["document_template"] == "candidate" else ask)

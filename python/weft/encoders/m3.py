@@ -18,7 +18,7 @@ from torch.nn.functional import linear, normalize
 from weft.encoders.fields import FieldEmbeddings
 from weft.encoders.loading import check_cut, load_model, load_tokenizer, model_window, unpickled
 from weft.encoders.settings import Setting, check_settings
-from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder
+from weft.encoders.windowed import OVERLAP, Options, WindowedEncoder, check_lengths
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo, TokenEmbeddings
 
@@ -88,15 +88,8 @@ class M3Encoder(WindowedEncoder):
         check_settings("m3", options.settings, SETTINGS)
         changes = {**({} if info is None else info.settings), **options.settings}
         window = model_window(model)
-        lengths = (
-            options.query_length or (info and info.query_length) or min(LENGTH, window),
-            options.document_length or (info and info.document_length) or min(LENGTH, window),
-        )
-        for name, length in zip(("query_length", "document_length"), lengths, strict=True):
-            if not 3 <= length <= window:
-                raise InvalidArgumentError(
-                    f"{name}={length}: expected 3..{window}, the model's window"
-                )
+        lengths = options.lengths(info, (min(LENGTH, window),) * 2)
+        check_lengths(lengths, 3, window)
         self._mcls = bool(changes.get("mcls", False))
         on_long = str(changes.get("on_long", "split"))
         super().__init__(

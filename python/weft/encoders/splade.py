@@ -17,7 +17,7 @@ from sentence_transformers import SparseEncoder
 from weft.encoders.fields import FieldEmbeddings
 from weft.encoders.loading import loading
 from weft.encoders.settings import check_settings
-from weft.encoders.windowed import Options, WindowedEncoder, prompt_of
+from weft.encoders.windowed import Options, WindowedEncoder, check_lengths, prompt_of
 from weft.errors import InvalidArgumentError
 from weft.types import EncoderInfo, TokenEmbeddings
 
@@ -41,15 +41,8 @@ class SpladeEncoder(WindowedEncoder):
         info: EncoderInfo | None,
     ) -> None:
         window = int(model.max_seq_length)
-        lengths = (
-            options.query_length or (info and info.query_length) or window,
-            options.document_length or (info and info.document_length) or window,
-        )
-        for name, length in zip(("query_length", "document_length"), lengths, strict=True):
-            if not 3 <= length <= window:
-                raise InvalidArgumentError(
-                    f"{name}={length}: expected 3..{window}, the model's window"
-                )
+        lengths = options.lengths(info, (window, window))
+        check_lengths(lengths, 3, window)
         prompts = (
             prompt_of(model.prompts, "query"),
             prompt_of(model.prompts, "document", "passage", "corpus"),

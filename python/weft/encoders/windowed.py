@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weft.encoders.windows import Piece, Splitter, batches
-from weft.errors import DeviceError
+from weft.errors import DeviceError, InvalidArgumentError
 from weft.types import TokenEmbeddings
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+    from weft.types import EncoderInfo
 
 logger = logging.getLogger("weft")
 
@@ -54,6 +56,13 @@ class Options:
             reason = str(error).splitlines()[0]
             raise DeviceError(f"device={self.device!r}: {reason}") from error
         return device
+
+    def lengths(self, info: EncoderInfo | None, usual: tuple[int, int]) -> tuple[int, int]:
+        """Give the most tokens of a query and of a window: as asked for, as stored, or usual."""
+        return (
+            self.query_length or (info and info.query_length) or usual[0],
+            self.document_length or (info and info.document_length) or usual[1],
+        )
 
     def torch_dtype(self) -> torch.dtype:
         """Give the type that the model computes in."""
@@ -245,3 +254,12 @@ class WindowedEncoder:
 def prompt_of(prompts: dict[str, str | None], *names: str) -> str:
     """Give the first of the named prompts that is not empty."""
     return next((str(prompts[name]) for name in names if prompts.get(name)), "")
+
+
+def check_lengths(lengths: tuple[int, int], least: int, window: int) -> None:
+    """Refuse a query_length or document_length that a model cannot be given."""
+    for name, length in zip(("query_length", "document_length"), lengths, strict=True):
+        if not least <= length <= window:
+            raise InvalidArgumentError(
+                f"{name}={length}: expected {least}..{window}, the model's window"
+            )
