@@ -126,10 +126,12 @@ class HybridSearcher:
         listed = self._fusion.listed(fields)
         for name in listed:
             started = time.perf_counter()
-            options: dict[str, Any] = {} if name == "sparse" else {"recall": recall}
+            options: dict[str, Any] = {"where": where, "allow": allow}
+            if name != "sparse":
+                options["recall"] = recall
             if name == "multi":
                 options["params"] = params
-            hits = legs[name].search(depth, options, where, allow)
+            hits = legs[name].search(depth, options)
             lists[name] = dict(zip(hits.ids, hits.scores, strict=True))
             answers.append(hits)
             timings[name] = 1_000 * (time.perf_counter() - started)
@@ -201,13 +203,8 @@ class _Leg:
     exact = True
     """Whether a search gives the scores that `rescore` does."""
 
-    def search(
-        self,
-        depth: int,
-        options: Mapping[str, Any],
-        where: Mapping[str, Any] | None,
-        allow: Iterable[str] | None,
-    ) -> Hits:
+    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        """Give the best `depth` documents; options as of the field's own search."""
         raise NotImplementedError
 
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
@@ -221,14 +218,8 @@ class _Multi(_Leg):
         self._searcher = searcher
         self._rows = query_rows(query, searcher.dim)
 
-    def search(
-        self,
-        depth: int,
-        options: Mapping[str, Any],
-        where: Mapping[str, Any] | None,
-        allow: Iterable[str] | None,
-    ) -> Hits:
-        hits = self._searcher.search(self._rows, depth, where=where, allow=allow, **options)
+    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        hits = self._searcher.search(self._rows, depth, **options)
         self.exact = self._searcher.scores_are_exact(hits)
         n = len(self._rows)
         return hits.replace(Hit(hit.id, hit.score / n) for hit in hits)
@@ -242,14 +233,8 @@ class _Dense(_Leg):
     def __init__(self, searcher: Searcher, query: object) -> None:
         self._searcher, self._query = searcher.dense, query
 
-    def search(
-        self,
-        depth: int,
-        options: Mapping[str, Any],
-        where: Mapping[str, Any] | None,
-        allow: Iterable[str] | None,
-    ) -> Hits:
-        hits = self._searcher.search(self._query, depth, where=where, allow=allow, **options)
+    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        hits = self._searcher.search(self._query, depth, **options)
         self.exact = self._searcher.scores_are_exact(hits)
         return hits
 
@@ -264,14 +249,8 @@ class _Sparse(_Leg):
         self._searcher = searcher.sparse
         self._products = self._searcher.products(self._searcher.query(query, empty=True))
 
-    def search(
-        self,
-        depth: int,
-        options: Mapping[str, Any],
-        where: Mapping[str, Any] | None,
-        allow: Iterable[str] | None,
-    ) -> Hits:
-        return self._searcher.search_products(self._products, depth, where=where, allow=allow)
+    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        return self._searcher.search_products(self._products, depth, **options)
 
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
         return self._searcher.at_places(self._products, places)
