@@ -101,3 +101,13 @@ def exact(query, docs, ids):
         for doc_id, doc in zip(ids, stored(docs), strict=True)
         if len(doc)
     }
+
+
+def run(*words, **more):
+    """Run a command in this process: (exit status, standard output, standard error)."""
+    from typer.testing import CliRunner
+
+    from weft.cli import app
+
+    done = CliRunner().invoke(app, [str(word) for word in words], **more)
+    return done.exit_code, done.stdout, done.stderr

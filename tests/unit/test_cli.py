@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import weft
-from helpers import FakeEncoder, heed_interrupts
-from weft.cli import app
+from helpers import FakeEncoder, heed_interrupts, run
 from weft.cli import build as cli_build
 from weft.cli import eval as cli_eval
 from weft.cli.view import EXIT_STATUS
@@ -31,12 +29,6 @@ TEXTS = {
     "sub/garden.rst": "Tomatoes want sun, water at their roots and something to climb on. Pinch "
     "out the side shoots, feed them once a week when the fruit sets, pick them when they are red.",
 }
-
-
-def run(*words):
-    """Run a command in this process: (exit status, standard output, standard error)."""
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
 
 
 def process(*words, **options):

@@ -9,16 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import weft
-from weft.cli import app
-
-
-def run(*words, **more):
-    """Run a command in this process: (exit status, standard output, standard error)."""
-    done = CliRunner().invoke(app, [str(word) for word in words], **more)
-    return done.exit_code, done.stdout, done.stderr
+from helpers import run
 
 
 @pytest.fixture

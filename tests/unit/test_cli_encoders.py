@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 import tiny_colbert
 import weft
+from helpers import run
 from weft.cli import app
 
 SYSTEMS = sorted((Path(__file__).resolve().parents[2] / "docs" / "systems").glob("*.md"))
-
-
-def run(*words):
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

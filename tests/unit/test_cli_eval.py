@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """weft eval with judgements: runs, BM25, exact search, groups and differences."""
 
+import functools
 import json
 import math
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+import helpers
 import weft
 from helpers import FakeEncoder
 from weft import evaluation
-from weft.cli import app
 
 WORDS = [f"word{i}" for i in range(60)]
 
 
-def run(*words):
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
+run = functools.partial(helpers.run, env={"COLUMNS": "160"})
 
 
 def as_json(*words):

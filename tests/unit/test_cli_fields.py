@@ -4,17 +4,11 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import tiny_fields
 import weft
-from weft.cli import app
+from helpers import run
 from weft.evaluation import read_run
-
-
-def run(*words):
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

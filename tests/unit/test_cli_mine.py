@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """weft mine and weft distill, from a collection on disk to training files."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+import helpers
 import weft
 from helpers import FakeEncoder
 from weft import evaluation
-from weft.cli import app
 from weft.cli import mine as cli_mine
 
 WORDS = [f"word{i}" for i in range(50)]
 
 
-def run(*words):
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
+run = functools.partial(helpers.run, env={"COLUMNS": "160"})
 
 
 def as_json(*words):
