@@ -375,8 +375,7 @@ namespace {
 template <class Call>
 int32_t guarded(weft_error* error, const Call& call) noexcept {
   const auto fail = [&](ErrorCode code, const char* text) {
-    std::strncpy(error->text, text, sizeof error->text - 1);
-    error->text[sizeof error->text - 1] = '\0';
+    copy_text(text, error->text);
     return 1 + static_cast<int32_t>(code);
   };
   try {

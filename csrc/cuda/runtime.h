@@ -4,15 +4,25 @@
 // libweft_cuda.so of it, runtime_host.cpp, over memcpy and loops, libweft_emu.so for tests.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "cuda/abi.h"
 #include "cuda/bodies/scan.h"
 #include "cuda/bodies/select.h"
 
 namespace weft::cuda {
+
+/// Copies a text into a field of the interface, as much of it as there is room for.
+template <size_t kSize>
+void copy_text(std::string_view text, char (&field)[kSize]) {
+  const size_t n = std::min(text.size(), kSize - 1);
+  std::copy_n(text.data(), n, field);
+  field[n] = '\0';
+}
 
 extern const char* const kBackendName;
 extern const char* const kToolkit;

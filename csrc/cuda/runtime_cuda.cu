@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(kSelectThreads)
 void probe(weft_probe& out) {
   const auto say = [&](weft_state state, const std::string& text) {
     out.state = state;
-    std::snprintf(out.text, sizeof out.text, "%s", text.c_str());
+    copy_text(text, out.text);
   };
   int driver = 0, runtime = 0, n_devices = 0;
   cudaDriverGetVersion(&driver);
@@ -101,7 +100,7 @@ void describe(int device, weft_device& out) {
   out.minor = properties.minor;
   out.free_bytes = free_bytes;
   out.total_bytes = total_bytes;
-  std::snprintf(out.name, sizeof out.name, "%s", properties.name);
+  copy_text(properties.name, out.name);
 }
 
 struct Queue::State {

@@ -55,7 +55,7 @@ void describe(int device, weft_device& out) {
                ": expected 0..", kDevices - 1);
   out.major = out.minor = 0;
   out.total_bytes = out.free_bytes = kTotalBytes;
-  std::strncpy(out.name, kNames[static_cast<size_t>(device)], sizeof out.name - 1);
+  copy_text(kNames[static_cast<size_t>(device)], out.name);
 }
 
 struct Queue::State {
