@@ -98,15 +98,19 @@ uint64_t count_postings(std::span<const std::shared_ptr<const Segment>> segments
 }
 
 void keep_largest(std::vector<Candidate>& candidates, size_t count) {
-  if (candidates.size() > count) {
-    std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(count),
-                     candidates.end(), [](const Candidate& a, const Candidate& b) {
-                       return a.value != b.value ? a.value > b.value : a.ref < b.ref;
-                     });
-    candidates.resize(count);
+  if (candidates.size() <= count) {
+    return;
   }
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.ref < b.ref; });
+  // The count-th largest value decides about all others; they keep their order, which sorting would not.
+  std::vector<uint32_t> values(candidates.size());
+  std::ranges::transform(candidates, values.begin(), &Candidate::value);
+  const auto last = values.begin() + static_cast<ptrdiff_t>(count) - 1;
+  std::ranges::nth_element(values, last, std::greater<>());
+  const uint32_t least = *last;
+  auto equal = std::count(values.begin(), last + 1, least);
+  std::erase_if(candidates, [&](const Candidate& candidate) {
+    return candidate.value < least || (candidate.value == least && equal-- <= 0);
+  });
 }
 
 std::vector<Candidate> gather(std::span<const std::shared_ptr<const Segment>> segments,

@@ -30,8 +30,8 @@ struct Candidate {
   uint32_t row = 0;  ///< where interact() keeps what it found of this document
 };
 
-/// Keeps the `count` candidates with the largest values, ties by (segment, ordinal), and leaves them
-/// in (segment, ordinal) order, which is the order of the files.
+/// Keeps the `count` (at least one) candidates with the largest values, ties by (segment, ordinal). They
+/// come and stay in (segment, ordinal) order, which is the order of the files.
 void keep_largest(std::vector<Candidate>& candidates, size_t count);
 
 /// One word per document of a segment, and one for damaged postings; reused between queries.
