@@ -2,18 +2,18 @@
 //
 // The plug-in's host code, the same over every runtime: residents, passes of queries, rounds of
 // selection, and errors on their way out.
+#include "cuda/host.h"
+
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "cuda/runtime.h"
 
 namespace weft::cuda {
 
@@ -24,32 +24,6 @@ constexpr size_t kTokensUploaded = 1 << 20;  // centroid numbers made at a time
 constexpr size_t kScoreBytes = size_t{256}
                                << 20;  // queries whose scores take more go one after another
 constexpr size_t kMostQueries = 64;
-
-/// Device memory of one queue's device.
-class Memory {
- public:
-  Memory(Queue& queue, size_t bytes)
-      : queue_(&queue), data_(queue.allocate(std::max<size_t>(bytes, 1))), bytes_(bytes) {}
-  ~Memory() { queue_->release(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  size_t bytes() const { return bytes_; }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  void upload(size_t at, const void* from, size_t bytes) const {
-    if (bytes > 0) {
-      queue_->upload(as<char>() + at, from, bytes);
-    }
-  }
-
- private:
-  Queue* queue_;
-  void* data_;
-  size_t bytes_;
-};
 
 /// Numbers of a collection's documents and tokens, and what they take on a device.
 struct Extent {
@@ -83,16 +57,6 @@ struct Extent {
 /// A queue and what searches leave in device memory, reused by the next.
 struct Workspace {
   explicit Workspace(int device) : queue(device) {}
-
-  /// At least so many bytes in one of the memories; what was there is lost.
-  template <class T>
-  T* grow(std::unique_ptr<Memory>& memory, size_t n) {
-    if (memory == nullptr || memory->bytes() < n * sizeof(T)) {
-      memory.reset();
-      memory = std::make_unique<Memory>(queue, n * sizeof(T));
-    }
-    return memory->template as<T>();
-  }
 
   Queue queue;
   std::unique_ptr<Memory> scores, rows, passes, allow, kept[2];
@@ -250,11 +214,11 @@ void weft_resident::score(Workspace& work, const weft_scan_args& args, uint32_t 
   }
   round_ends.push_back(passes.size());
 
-  const auto* const device_rows = work.grow<Words<4>>(work.rows, rows.size());
+  const auto* const device_rows = grow<Words<4>>(work.queue, work.rows, rows.size());
   for (size_t i = 0; i < passes.size(); ++i) {
     passes[i].rows = device_rows + i * pass_words;
   }
-  const auto* const device_passes = work.grow<QueryPass>(work.passes, passes.size());
+  const auto* const device_passes = grow<QueryPass>(work.queue, work.passes, passes.size());
   work.rows->upload(0, rows.data(), rows.size() * sizeof rows[0]);
   work.passes->upload(0, passes.data(), passes.size() * sizeof passes[0]);
   for (size_t round = 0; round + 1 < round_ends.size(); ++round) {
@@ -302,7 +266,7 @@ void weft_resident::select(Workspace& work, uint32_t n, uint32_t k, float* score
     const uint32_t n_slices = round.slice_count();
     round.first.width = std::min(kSlice, std::bit_ceil(round.first.n));
     round.kept_stride = uint64_t{n_slices} * k;
-    round.first.kept = work.grow<uint64_t>(work.kept[turn], n * round.kept_stride);
+    round.first.kept = grow<uint64_t>(work.queue, work.kept[turn], n * round.kept_stride);
     work.queue.select(round);
     if (n_slices == 1) {
       work.queue.download(keys.data(), round.first.kept, keys.size() * sizeof keys[0]);
@@ -317,7 +281,7 @@ void weft_resident::select(Workspace& work, uint32_t n, uint32_t k, float* score
 
 void weft_resident::scan_some(Workspace& work, const weft_scan_args& args, uint32_t first,
                               uint32_t n) const {
-  float* const scores = work.grow<float>(work.scores, n * extent.n_docs);
+  float* const scores = grow<float>(work.queue, work.scores, n * extent.n_docs);
   score(work, args, first, n, scores);
   const auto k = static_cast<uint32_t>(std::min<uint64_t>(args.k, extent.n_docs));
   std::vector<uint64_t> keys;
@@ -354,7 +318,7 @@ void weft_resident::scan(const weft_scan_args& args) const {
   }
   if (args.allow != nullptr) {
     const size_t n_words = extent.n_docs / kDocsAligned;
-    work->grow<uint64_t>(work->allow, n_words);
+    grow<uint64_t>(work->queue, work->allow, n_words);
     work->allow->upload(0, args.allow, n_words * sizeof(uint64_t));
   }
   const auto at_once = static_cast<uint32_t>(
@@ -370,25 +334,6 @@ void weft_resident::scan(const weft_scan_args& args) const {
 }
 
 namespace {
-
-/// Runs a call of the ABI: 0, or 1 + the code of what it threw.
-template <class Call>
-int32_t guarded(weft_error* error, const Call& call) noexcept {
-  const auto fail = [&](ErrorCode code, const char* text) {
-    copy_text(text, error->text);
-    return 1 + static_cast<int32_t>(code);
-  };
-  try {
-    call();
-    return 0;
-  } catch (const Error& thrown) {
-    return fail(thrown.code(), thrown.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::out_of_memory, "host memory: not enough for this call");
-  } catch (const std::exception& thrown) {
-    return fail(ErrorCode::internal, thrown.what());
-  }
-}
 
 void probe_into(weft_probe* out) { probe(*out); }
 
