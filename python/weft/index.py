@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import Embeddings
-from weft.checks import FrozenDict
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     CorruptIndexError,
@@ -18,11 +17,10 @@ from weft.errors import (
     InvalidArgumentError,
     StorageError,
 )
-from weft.lifecycle.encoder_files import encoder_of, split
+from weft.lifecycle.additions import held
 from weft.lifecycle.inspection import describe
 from weft.lifecycle.manifest import Manifest, check_generation, generations, load, publish
-from weft.lifecycle.new_files import NewFiles
-from weft.lifecycle.planning import plan
+from weft.lifecycle.planning import plan_addition
 from weft.lifecycle.repair import repair
 from weft.lifecycle.snapshot import Snapshot
 from weft.lifecycle.storage import Directory, os_errors
@@ -76,7 +74,6 @@ class Index:
         self._manifest = manifest
         self._pinned = pinned
         self._searcher: Searcher | None = None
-        self._encoder: tuple[str | None, EncoderInfo | None] | None = None
         self._mutex = threading.Lock()
 
     @classmethod
@@ -136,15 +133,7 @@ class Index:
                 )
         with os_errors("create", folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files = NewFiles(directory)
-        encoder_file = large = None
-        if info is not None:
-            info, large = split(info)
-        if large is not None:
-            encoder_file = files.write_encoder(large)
-            directory.sync_directory()
-        entries = FrozenDict(files.entries)
-        manifest = Manifest(1, config, info, files=entries, encoder_file=encoder_file)
+        manifest = Manifest(1, config, info)
         publish(directory, manifest)
         Directory(folder.absolute().parent).sync_directory()
         return cls(directory, manifest)
@@ -191,10 +180,7 @@ class Index:
     @property
     def info(self) -> IndexInfo:
         """What the index holds at this generation."""
-        file = self._manifest.encoder_file
-        if self._encoder is None or self._encoder[0] != file:
-            self._encoder = file, encoder_of(self._directory, self._manifest)
-        return describe(self.path, self._manifest, self._encoder[1])
+        return describe(self.path, self._manifest)
 
     def __len__(self) -> int:
         """Count the documents."""
@@ -220,9 +206,26 @@ class Index:
         with self._mutex:
             self._manifest, self._searcher, self._pinned = manifest, None, False
 
-    def plan(self, *, n_docs: int, n_tokens: int, max_ram: int | str | None = None) -> Plan:
-        """Foretell what building an index of this configuration takes; see `weft.plan`."""
-        return plan(self.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=max_ram)
+    def plan(
+        self,
+        *,
+        n_docs: int,
+        n_tokens: int,
+        n_terms: int | None = None,
+        max_ram: int | str | None = None,
+    ) -> Plan:
+        """Foretell what adding so many documents to the index takes; see `weft.plan`.
+
+        What the index holds counts where a commit of that size trains its codec, or adds centroids
+        to it.
+        """
+        return plan_addition(
+            *(self.config, held(self._manifest)),
+            n_docs=n_docs,
+            n_tokens=n_tokens,
+            n_terms=n_terms,
+            max_ram=max_ram,
+        )
 
     def writer(
         self,

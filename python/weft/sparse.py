@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 LEAST_POSTINGS = 1 << 16
-BYTES_PER_POSTING = 32
+TERM_BYTES = 8
+"""Document and weight of a posting on disk."""
+BYTES_PER_POSTING = 24
 """Memory taken by a posting while it is being sorted."""
 BLOCK_DOCUMENTS = 4_096
 
@@ -227,13 +229,13 @@ def write_sparse(
     vectors: Callable[[], Iterator[tuple[int, bytes]]],
     *,
     integers: bool,
-    max_ram: int,
+    most: int,
 ) -> int:
     """Write the sparse field of a new segment; gives the checksum of the file.
 
     `vectors` gives ordinal and packed vector of the documents that have one, ascending, and is
-    walked over once to count and once more for each quarter of `max_ram` that sorting the postings
-    takes.
+    walked over once to count and once more for each `most` postings, which are sorted at once; a
+    longer list is sorted alone.
     """
     dtype = np.dtype(np.int32 if integers else np.float32)
     lengths = np.zeros(n_docs, np.uint32)
@@ -244,18 +246,20 @@ def write_sparse(
         terms, where = np.unique(np.concatenate([terms, some]), return_inverse=True)
         counts = np.bincount(where, np.concatenate([counts, n_each]), len(terms)).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    most = max(max_ram // 4 // BYTES_PER_POSTING, LEAST_POSTINGS)
 
     def lists() -> Iterator[Lists]:
         sparse = require_scipy()
         for first, last in pairwise(_cuts(offsets, most)):
-            parts = []
+            n = int(offsets[last] - offsets[first])
+            rows, columns = np.empty(n, np.int32), np.empty(n, np.int32)
+            weights, place = np.empty(n, dtype), 0
             for docs, found in _blocks(vectors(), dtype):
                 rank = np.searchsorted(terms, found.terms)
                 inside = (rank >= first) & (rank < last)
-                row = np.repeat(docs, np.diff(found.bounds))[inside]
-                parts.append((row.astype(np.int32), rank[inside] - first, found.weights[inside]))
-            rows, columns, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+                here = slice(place, place := place + int(np.count_nonzero(inside)))
+                rows[here] = np.repeat(docs, np.diff(found.bounds))[inside]
+                columns[here] = rank[inside] - first
+                weights[here] = found.weights[inside]
             shape = (n_docs, last - first)
             matrix = sparse.coo_array((weights, (rows, columns)), shape=shape).tocsc()
             yield matrix.indices, matrix.data

@@ -12,9 +12,9 @@ from format_reader import decode, meta, read, rotation_matrix
 from helpers import assert_ranking, names, ragged_docs, unit_rows
 from reference import maxsim
 from weft.lifecycle.builder import Build
-from weft.lifecycle.codec_build import n_more_centroids
 from weft.lifecycle.entries import CodecEntry
 from weft.lifecycle.manifest import load
+from weft.lifecycle.planning import n_more_centroids
 from weft.types import defaults
 
 WIDE = weft.SearchParams(

@@ -68,6 +68,20 @@ def test_eval_has_a_line_for_each_field(made, tmp_path):
         assert dense[name] == list(retriever.index.searcher().dense.search(query["dense"], 100).ids)
 
 
+def test_plan_counts_terms(made):
+    words = ("plan", made / "data", "--model", made / "m3", "--json", "--fields")
+    status, out, err = run(*words, "all")
+    assert status == 0, err
+    found = json.loads(out)
+    fields = weft.encoders.load(str(made / "m3")).all_fields(tiny_fields.M3_TEXTS, "document")
+    assert found["n_terms"] == sum(len(one.sparse) for one in fields) > 0
+    assert found["n_tokens"] > 0
+    status, out, err = run(*words, "dense")
+    assert status == 0, err
+    assert (json.loads(out)["n_terms"], json.loads(out)["n_tokens"]) == (0, 0)
+    assert json.loads(out)["disk_bytes"] < found["disk_bytes"]
+
+
 def test_info_names_the_fields(made):
     status, out, _ = run("info", made / "all.index")
     assert status == 0

@@ -103,7 +103,7 @@ def test_a_build_that_cannot_fit_is_refused(case, tmp_path, monkeypatch):
 def test_what_is_spooled_already_needs_no_disk(tmp_path, monkeypatch):
     found = weft.plan(weft.IndexConfig(), n_docs=10_000, n_tokens=1_000_000, max_ram="3GiB")
     monkeypatch.setattr(planning.shutil, "disk_usage", free(found.disk_bytes))
-    planning.require_room(found, tmp_path, spooled=True)
+    planning.require_room(found, tmp_path, spooled=found.spool_bytes)
     with pytest.raises(StorageError) as caught:
         planning.require_room(found, tmp_path)
     assert caught.value.errno == errno.ENOSPC

@@ -183,7 +183,7 @@ def test_lists_are_written_in_any_pieces(tmp_path, monkeypatch, rng, most):
         with path.open("w+b") as file:
             sparse.write_sparse(
                 file.fileno(), str(path), len(chosen), lambda: iter(packed),
-                integers=False, max_ram=0,
+                integers=False, most=most,
             )  # fmt: skip
         return sparse.SparsePart(path)
 

@@ -28,7 +28,6 @@ from weft.cli.options import (
     IndexPath,
     Json,
     K,
-    Language,
     MaxRam,
     Model,
     Nbits,
@@ -222,7 +221,6 @@ def search(
     ] = False,
     weights: Weights = None,
     model: Model = None,
-    language: Language = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -232,7 +230,7 @@ def search(
     with view.reporting():
         found = cli_build.parse_where(where)
         with view.status("loading the encoder"):
-            retriever = cli_fields.open_retriever(index, model, weights, threads, language)
+            retriever = cli_fields.open_retriever(index, model, weights, threads)
         if isinstance(retriever, weft.HybridRetriever):
             if explain:
                 raise InvalidArgumentError("--explain: expected an index of token embeddings alone")

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 NO_DOCUMENTS = "the source holds no documents, expected at least one"
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
 SAMPLED_DOCUMENTS, SAMPLED_BYTES = 2_000, 4_000_000
+ENCODED_DOCUMENTS = 16
+"""So many are run through the model, where only that tells how many terms a text has."""
 BYTES_PER_TOKEN = 4.3
 """Of English text under a BERT-like tokenizer; used where no model is named."""
 
@@ -54,26 +56,36 @@ class Extent:
     n_docs: int
     n_tokens: int
     estimated: bool
+    n_terms: int = 0
 
 
-def measure(source: sources.Source, encoder: Encoder | JoinedEncoder | None) -> Extent:
-    """Estimate documents and tokens of a source of texts from its first documents."""
+def measure(
+    source: sources.Source,
+    encoder: Encoder | JoinedEncoder | None,
+    kept: Sequence[str] = ("multi",),
+) -> Extent:
+    """Estimate documents, tokens and terms of a source of texts from its first documents."""
     n_docs = n_tokens = n_text = 0
+    first: list[str] = []
     for document in islice(source, SAMPLED_DOCUMENTS):
         text = document.text or ""
         n_docs += 1
         n_text += len(text.encode())
-        if encoder is not None:
+        if encoder is not None and "multi" in kept:
             n_tokens += encoder.count_tokens([text])[0]
+        if len(first) < ENCODED_DOCUMENTS:
+            first.append(text)
         if n_text >= SAMPLED_BYTES:
             break
     whole = source.n_bytes_read >= source.n_bytes
     if encoder is None:
         n_tokens = round(n_text / BYTES_PER_TOKEN)
-    if whole or not source.n_bytes_read:
-        return Extent(n_docs, n_tokens, estimated=encoder is None)
-    factor = source.n_bytes / source.n_bytes_read
-    return Extent(round(n_docs * factor), round(n_tokens * factor), estimated=True)
+    factor = 1.0 if whole or not source.n_bytes_read else source.n_bytes / source.n_bytes_read
+    n_terms = 0
+    if isinstance(encoder, JoinedEncoder) and "sparse" in kept and first:
+        n_terms = round(sum(encoder.count_terms(first)) / len(first) * n_docs * factor)
+    estimated = factor != 1.0 or encoder is None
+    return Extent(round(n_docs * factor), round(n_tokens * factor), estimated, n_terms)
 
 
 def build_texts(
@@ -330,8 +342,9 @@ class Job:
             config = IndexConfig(
                 dim=IndexConfig.dim if found_dim is None else found_dim, **settings
             )
-        extent = measure(source, encoder)
-        return Job(source, encoder, config, extent, max_ram, choice.kept(encoder))
+        kept = choice.kept(encoder)
+        extent = measure(source, encoder, kept)
+        return Job(source, encoder, config, extent, max_ram, kept)
 
     @property
     def is_embeddings(self) -> bool:
@@ -340,8 +353,13 @@ class Job:
 
     def plan(self) -> Plan:
         """Foretell what the build takes."""
-        n_docs, n_tokens = self.extent.n_docs, self.extent.n_tokens
-        return plan(self.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=self.max_ram)
+        return plan(
+            self.config,
+            n_docs=self.extent.n_docs,
+            n_tokens=self.extent.n_tokens,
+            n_terms=self.extent.n_terms,
+            max_ram=self.max_ram,
+        )
 
     def skipped(self) -> dict[str, Any]:
         """Count what was left out, with the first reasons."""

@@ -58,6 +58,7 @@ def show_plan(foretold: Plan, job: Job) -> Any:  # noqa: ANN401
     rows = [
         ("documents", f"{about}{count(foretold.n_docs)}"),
         ("tokens", f"{about}{count(foretold.n_tokens)}"),
+        *([("sparse terms", f"about {count(foretold.n_terms)}")] if foretold.n_terms else []),
         ("index", f"{about}{size(foretold.disk_bytes)} on disk, without texts"),
         ("while building", f"{about}{size(foretold.spool_bytes)} more on disk"),
         ("peak memory", memory),

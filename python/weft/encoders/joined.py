@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from weft.encoders.base import load
 from weft.encoders.fields import FieldEmbeddings
+from weft.encoders.pooling import PooledEncoder
 from weft.encoders.recipes import RECIPES
 from weft.errors import InvalidArgumentError
 from weft.fields import DenseConfig, SparseConfig
@@ -50,39 +52,22 @@ def fields_of(*encoders: Encoder) -> JoinedEncoder:
     return JoinedEncoder(encoders)
 
 
-def calibrated(info: EncoderInfo | None) -> bool:
-    """Tell whether what makes an index maps its vectors language by language."""
-    return info is not None and any(one.settings.get("calibration") for one in _each(info))
-
-
-def _each(info: EncoderInfo) -> list[EncoderInfo]:
-    if info.recipe != JOINED:
-        return [info]
-    return [EncoderInfo(**one) for one in info.settings.values()]
-
-
 def stored_fields(
-    info: EncoderInfo,
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    language: str | None = None,
+    info: EncoderInfo, *, device: str = "auto", dtype: str = "float32"
 ) -> JoinedEncoder:
     """Load again, from this machine only, what an index stores of its encoder of fields.
-
-    `language` is that of the texts, for encoders with a calibration.
 
     Raises
     ------
     NotFoundError, IncompatibleIndexError
         A model is not there, or is another one now.
     """
-
-    def loaded(one: EncoderInfo) -> Encoder:
-        options = {"language": language} if language is not None and calibrated(one) else {}
-        return load(one.name, info=one, options=options, device=device, dtype=dtype, download=False)
-
-    return fields_of(*map(loaded, _each(info)))
+    infos = [info]
+    if info.recipe == JOINED:
+        infos = [EncoderInfo(**one) for one in info.settings.values()]
+    return fields_of(
+        *(load(one.name, info=one, device=device, dtype=dtype, download=False) for one in infos)
+    )
 
 
 class JoinedEncoder:
@@ -149,6 +134,20 @@ class JoinedEncoder:
         """Give how many token embeddings each text has, without running a model."""
         encoder = self._by_field.get("multi", self._by_field.get("all"))
         return [0] * len(texts) if encoder is None else list(encoder.count_tokens(texts))
+
+    def count_terms(self, texts: Sequence[str]) -> list[int]:
+        """Give how many terms the sparse vector of each text has; runs the model, counts nothing.
+
+        Texts have none where no encoder makes sparse vectors.
+        """
+        field = next((name for name in ("all", "sparse") if name in self._by_field), None)
+        if field is None:
+            return [0] * len(texts)
+        encoder = copy.copy(self._by_field[field])
+        if isinstance(encoder, PooledEncoder):
+            encoder = copy.copy(encoder.inner)
+        encoder.counts = type(encoder.counts)()
+        return [len(made["sparse"]) for made in _encode_as(field, encoder, texts, "document")]
 
     def encode_queries(self, texts: Sequence[str]) -> list[FieldEmbeddings]:
         """Give the fields of each query."""

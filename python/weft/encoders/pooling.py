@@ -166,6 +166,11 @@ class PooledEncoder:
         return replace(info, settings={**info.settings, SETTING: asdict(self._pooling)})
 
     @property
+    def inner(self) -> Any:  # noqa: ANN401
+        """The encoder that gives all rows."""
+        return self._inner
+
+    @property
     def counts(self) -> Any:  # noqa: ANN401
         """What the encoder counts, if it does."""
         return self._inner.counts

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft import _native
+from weft.lifecycle.additions import require_room_for
 from weft.lifecycle.bitmaps import as_mask
 from weft.lifecycle.codec_build import CodecBuild, share_beyond
 from weft.lifecycle.compaction import must_be_merged, plan_merges, worth_merging
@@ -25,7 +26,7 @@ from weft.lifecycle.documents import check_metadata, encode_spans
 from weft.lifecycle.entries import SegmentEntry, TombstonesEntry, Tuning
 from weft.lifecycle.manifest import Manifest
 from weft.lifecycle.new_files import NewFiles
-from weft.lifecycle.planning import plan, require_room, segment_cuts, size
+from weft.lifecycle.planning import segment_cuts, size, sorted_postings
 from weft.lifecycle.row_files import IdTable, rows_file
 from weft.lifecycle.snapshot import OpenSegment, Snapshot
 from weft.lifecycle.spool import Spool
@@ -94,12 +95,13 @@ class Build:
         base, spool = self._base, self._spool
         dense = self._dense_build()
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
-        n_docs = sum(segment.entry.live("n_docs") for segment in kept)
         n_tokens = sum(segment.entry.live("n_tokens") for segment in kept)
         trains = n_tokens + spool.n_tokens >= defaults.codec_tokens and (codec is None or retrain)
         decodes = trains and codec is not None and base.config.rerank != "f16"
         if trains or spool.n_docs > 0:
-            self._require_room(n_docs if trains else 0, n_tokens if trains else 0)
+            retrains = trains and codec is not None
+            folder, max_ram = self._directory.path, self._max_ram
+            require_room_for(spool, base, folder, retrain=retrains, max_ram=max_ram)
         n_tokens += spool.n_tokens
         if trains:
             for segment in kept:
@@ -231,12 +233,6 @@ class Build:
                 assert words is not None
                 self._files.write_tombstones(entry.tombstones.file, words, entry.n_windows)
 
-    def _require_room(self, n_docs: int, n_tokens: int) -> None:
-        """Refuse what cannot fit, beside so many documents that will be encoded again."""
-        n_docs, n_tokens = n_docs + self._spool.n_docs, n_tokens + self._spool.n_tokens
-        needed = plan(self._base.config, n_docs=n_docs, n_tokens=n_tokens, max_ram=self._max_ram)
-        require_room(needed, self._directory.path, spooled=True)
-
     def discard(self) -> None:
         """Remove what was made."""
         self._files.discard()
@@ -339,10 +335,11 @@ class Build:
         if self._base.config.sparse is not None:
             vectors = partial(self._spool.vectors, "sparse", first, last)
             integers = self._base.config.sparse.impacts
+            most = sorted_postings(self._max_ram)
             self._files.write(
                 entry.field_file("sparse"),
                 lambda fd, path: write_sparse(
-                    fd, path, entry.n_windows, vectors, integers=integers, max_ram=self._max_ram
+                    fd, path, entry.n_windows, vectors, integers=integers, most=most
                 ),
             )
         if entry.documents:

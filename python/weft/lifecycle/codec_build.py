@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from weft import _native
 from weft.lifecycle.entries import CodecEntry
-from weft.lifecycle.planning import MAX_CHILDREN, TOKENS_PER_FINE, sample_bytes, tree_size
-from weft.types import defaults
+from weft.lifecycle.planning import n_more_centroids, sample_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,31 +24,6 @@ if TYPE_CHECKING:
     from weft.types import IndexConfig, Progress
 
     MadeOnce = Callable[[str, Callable[[], Sequence[str]]], list[str]]
-
-
-def n_more_centroids(
-    config: IndexConfig, codec: CodecEntry, *, n_tokens: int, n_new: int, drift: float
-) -> int:
-    """Say how many fine centroids to add.
-
-    Parameters
-    ----------
-    config, codec
-        Of the index; where the configuration names a number of fine centroids, it stays.
-    n_tokens, n_new
-        Tokens of the index with those of the commit, and those of the commit.
-    drift
-        Share of the new tokens that lie beyond the error that the codec was trained to.
-    """
-    if config.n_fine is not None:
-        return 0
-    room = MAX_CHILDREN * codec.n_coarse - codec.n_fine
-    by_size = tree_size(config, n_tokens)[1] - codec.n_fine
-    if by_size >= defaults.fine_growth * codec.n_fine:
-        return min(by_size, room)
-    if drift > defaults.drift:
-        return min(max(by_size, n_new // TOKENS_PER_FINE), room)
-    return 0
 
 
 def share_beyond(

@@ -20,11 +20,13 @@ import numpy as np
 
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
+from weft.sparse import BYTES_PER_POSTING, LEAST_POSTINGS, TERM_BYTES
 from weft.types import defaults
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weft.lifecycle.entries import CodecEntry
     from weft.types import IndexConfig
 
 MIN_RAM = 128 << 20  # FIXED_BYTES and some to work with
@@ -46,6 +48,9 @@ SPOOL_DOC_BYTES = 4
 # Bytes on disk that are not fixed by the layout alone.
 POSTINGS_PER_TOKEN = 0.9
 ID_BYTES = 20
+LIST_BYTES = 4 + 8  # term of a list and where it begins
+SPARSE_TERMS = 128  # of a document, where nobody has counted
+VOCABULARY, LISTS_SQUARED = 30_000, 1_000  # lists there are: sqrt(1,000 terms), until all are met
 
 _CONTAINERS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
@@ -60,8 +65,11 @@ class Plan:
 
     Attributes
     ----------
+    n_docs, n_tokens, n_terms
+        What is encoded and stored: what is added, and where a codec is trained for an index that
+        had none, what is there already. `n_terms` are those of all sparse vectors.
     disk_bytes
-        Size of the finished index without texts and metadata.
+        Size of all fields of that, without texts and metadata.
     spool_bytes
         Needed beside it until the commit.
     memory_bytes
@@ -74,6 +82,7 @@ class Plan:
 
     n_docs: int
     n_tokens: int
+    n_terms: int
     n_segments: int
     n_coarse: int
     n_fine: int
@@ -112,6 +121,11 @@ def tree_size(config: IndexConfig, n_tokens: int) -> tuple[int, int]:
 def sample_bytes(max_ram: int) -> int:
     """Give how many bytes of tokens a codec may be trained on."""
     return max_ram // 4
+
+
+def sorted_postings(max_ram: int) -> int:
+    """Give how many postings of sparse vectors may be sorted at once."""
+    return max(min(max_ram // 4, (max_ram - FIXED_BYTES) // 2) // BYTES_PER_POSTING, LEAST_POSTINGS)
 
 
 def segment_limits(max_ram: int) -> tuple[int, int]:
@@ -153,17 +167,76 @@ def segment_cuts(
     return cuts
 
 
+def n_more_centroids(
+    config: IndexConfig, codec: CodecEntry, *, n_tokens: int, n_new: int, drift: float
+) -> int:
+    """Say how many fine centroids a codec is to get.
+
+    Parameters
+    ----------
+    config, codec
+        Of the index; where the configuration names a number of fine centroids, it stays.
+    n_tokens, n_new
+        Tokens of the index with those of the commit, and those of the commit.
+    drift
+        Share of the new tokens that lie beyond the error that the codec was trained to.
+    """
+    if config.n_fine is not None:
+        return 0
+    room = MAX_CHILDREN * codec.n_coarse - codec.n_fine
+    by_size = tree_size(config, n_tokens)[1] - codec.n_fine
+    if by_size >= defaults.fine_growth * codec.n_fine:
+        return min(by_size, room)
+    if drift > defaults.drift:
+        return min(max(by_size, n_new // TOKENS_PER_FINE), room)
+    return 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is left of an index before a build, its bytes on disk, and the codecs of its fields."""
+
+    n_docs: int = 0
+    n_tokens: int = 0
+    n_terms: int = 0
+    n_bytes: int = 0
+    codec: CodecEntry | None = None
+    dense: CodecEntry | None = None
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The codec of a field after a build, and the tokens it is trained on or grows from.
+
+    Without centroids there is none. `memory` is that of the centroids, old ones included.
+    """
+
+    n_coarse: int = 0
+    n_fine: int = 0
+    n_sample: int = 0
+    memory: int = 0
+
+
 def plan(
-    config: IndexConfig, *, n_docs: int, n_tokens: int, max_ram: int | str | None = None
+    config: IndexConfig,
+    *,
+    n_docs: int,
+    n_tokens: int,
+    n_terms: int | None = None,
+    max_ram: int | str | None = None,
 ) -> Plan:
-    """Foretell what building an index takes.
+    """Foretell what building an index takes, all of its fields included.
 
     Parameters
     ----------
     config
         Of the index.
     n_docs, n_tokens
-        Documents and token embeddings, as they are or as they are estimated.
+        Documents and token embeddings, as they are or as they are estimated. Where the index has
+        the field `dense`, each document is taken to have a vector.
+    n_terms
+        Terms of all sparse vectors together, where the index has that field. None: 128 a document,
+        or `SparseConfig.document_terms` if that is less.
     max_ram
         Bytes, or a text like "8GiB". None: half of the memory that is available, at most 3 GiB.
 
@@ -173,49 +246,158 @@ def plan(
     >>> weft.plan(weft.IndexConfig(), n_docs=10_000, n_tokens=1_000_000, max_ram="1GiB").n_fine
     20000
     """
+    return plan_addition(
+        *(config, Held()), n_docs=n_docs, n_tokens=n_tokens, n_terms=n_terms, max_ram=max_ram
+    )
+
+
+def plan_addition(
+    config: IndexConfig,
+    held: Held,
+    *,
+    n_docs: int,
+    n_tokens: int,
+    n_dense: int | None = None,
+    n_terms: int | None = None,
+    max_ram: int | str | None = None,
+) -> Plan:
+    """Foretell what adding documents to an index takes; `n_dense` of None: a vector each."""
     n_docs = check_int("n_docs", n_docs, 0)
     n_tokens = check_int("n_tokens", n_tokens, 0)
+    n_dense, n_terms = _counts(config, n_docs, n_dense, n_terms)
     ram = parse_ram(max_ram)
-    padded = padded_dim(config.dim)
-    row = 2 * config.dim
-    doc_bytes = n_docs * (8 + 8 + 4 + ID_BYTES)
-    spool = n_tokens * row
-    has_codec = n_tokens >= defaults.codec_tokens
+    copied = 0
+    tree = _tree(config, held.codec, held.n_tokens, n_tokens, ram, grows=True)
+    if tree.n_sample and held.codec is None:
+        n_docs, n_tokens = n_docs + held.n_docs, n_tokens + held.n_tokens
+        n_dense, n_terms = n_dense + _dense_of(config, held), n_terms + held.n_terms
+        held = Held(dense=held.dense)
+    dense_tree = _Tree()
+    if config.dense is not None:
+        old = _dense_of(config, held)
+        dense_tree = _tree(config.of_dense(), held.dense, old, n_dense, ram, grows=False)
+        if dense_tree.n_sample and held.n_docs:
+            n_dense, copied = n_dense + old, held.n_bytes
 
     token_limit, byte_limit = segment_limits(ram)
     building = n_tokens * SEGMENT_TOKEN_BYTES + n_docs * SEGMENT_DOC_BYTES
     n_segments = max(-(-n_tokens // token_limit), -(-building // byte_limit)) if n_docs else 0
-    memory = FIXED_BYTES + n_docs * SPOOL_DOC_BYTES
-
-    n_coarse = n_fine = n_sample = 0
-    if not has_codec:
-        disk = n_tokens * row + doc_bytes
-        memory += n_docs * SEGMENT_DOC_BYTES // max(n_segments, 1)
-    else:
-        n_coarse, n_fine = tree_size(config, n_tokens)
-        n_sample = sample_bytes(ram) // padded
-        if config.n_fine is None:
-            n_fine = min(n_fine, max(n_sample // LEAST_SAMPLE_PER_FINE, n_coarse))
-        n_sample = min(n_tokens, SAMPLE_PER_FINE * n_fine, n_sample)
-        tree = (n_coarse + n_fine) * (padded + CENTROID_EXTRA)
-        memory += tree + max(n_sample * (padded + SAMPLE_EXTRA), building // n_segments)
-        disk = int(n_tokens * bytes_per_token(config, n_docs / n_segments)) + doc_bytes
-        disk += n_segments * 8 * n_fine + (n_coarse + n_fine) * padded
+    parts = [_rows_bytes(config, tree, n_tokens, n_docs, n_segments)]
+    if config.dense is not None:
+        parts.append(_rows_bytes(config.of_dense(), dense_tree, n_dense, n_docs, n_segments))
+    stages = [stage for _, *both in parts for stage in both]
+    disk = copied + sum(written for written, *_ in parts)
+    if config.sparse is not None:
+        n_lists = n_segments * min(math.isqrt(LISTS_SQUARED * n_terms), VOCABULARY)
+        disk += n_terms * TERM_BYTES + n_lists * LIST_BYTES + 4 * n_docs
+        at_once = min(n_terms // max(n_segments, 1), sorted_postings(ram))
+        stages.append(at_once * BYTES_PER_POSTING)
+    spool = spool_bytes(config, n_docs=n_docs, n_tokens=n_tokens, n_dense=n_dense, n_terms=n_terms)
+    if config.dense is not None:
+        spool += 2 * config.of_dense().dim * n_dense  # in the order of the segments
     return Plan(
         n_docs=n_docs,
         n_tokens=n_tokens,
+        n_terms=n_terms,
         n_segments=n_segments,
-        n_coarse=n_coarse,
-        n_fine=n_fine,
-        n_sample=n_sample,
+        n_coarse=tree.n_coarse,
+        n_fine=tree.n_fine,
+        n_sample=tree.n_sample,
         disk_bytes=disk,
         spool_bytes=spool,
-        memory_bytes=memory,
+        memory_bytes=FIXED_BYTES
+        + n_docs * SPOOL_DOC_BYTES
+        + tree.memory
+        + dense_tree.memory
+        + max(stages),
         max_ram=ram,
     )
 
 
-def require_room(plan: Plan, folder: Path, *, spooled: bool = False) -> None:
+def _counts(
+    config: IndexConfig, n_docs: int, n_dense: int | None, n_terms: int | None
+) -> tuple[int, int]:
+    """Give the dense vectors and the terms of sparse ones, as far as the index has such fields."""
+    if config.dense is None:
+        n_dense = 0
+    elif n_dense is None:
+        n_dense = n_docs
+    if config.sparse is None:
+        return n_dense, 0
+    most = config.sparse.document_terms
+    if n_terms is None:
+        n_terms = n_docs * (SPARSE_TERMS if most is None else min(SPARSE_TERMS, most))
+    n_terms = check_int("n_terms", n_terms, 0)
+    return n_dense, n_terms if most is None else min(n_terms, n_docs * most)
+
+
+def _dense_of(config: IndexConfig, held: Held) -> int:
+    return 0 if config.dense is None else held.n_docs
+
+
+def _tree(
+    config: IndexConfig, codec: CodecEntry | None, n_held: int, n_new: int, ram: int, *, grows: bool
+) -> _Tree:
+    """Give the codec of a field with `n_new` rows beside those held: trained, grown, or kept."""
+    n_rows, centroid = n_held + n_new, padded_dim(config.dim) + CENTROID_EXTRA
+    most = sample_bytes(ram) // padded_dim(config.dim)
+    if codec is None:
+        if n_rows < defaults.codec_tokens:
+            return _Tree()
+        made_for = (defaults.growth_ahead if n_held and grows else 1) * n_rows
+        n_coarse, n_fine = tree_size(config, made_for)
+        if config.n_fine is None:
+            n_fine = min(n_fine, max(most // LEAST_SAMPLE_PER_FINE, n_coarse))
+        n_sample = min(n_rows, SAMPLE_PER_FINE * n_fine, most)
+        return _Tree(n_coarse, n_fine, n_sample, (n_coarse + n_fine) * centroid)
+    memory = (codec.n_coarse + codec.n_fine) * centroid
+    n_more = 0
+    if grows and n_new:
+        n_more = n_more_centroids(config, codec, n_tokens=n_rows, n_new=n_new, drift=0.0)
+        n_more = min(n_more, max(min(n_new, most) // LEAST_SAMPLE_PER_FINE, 1))
+    if n_more == 0:
+        return _Tree(codec.n_coarse, codec.n_fine, memory=memory)
+    n_fine, n_sample = codec.n_fine + n_more, min(n_new, SAMPLE_PER_FINE * n_more, most)
+    memory += (codec.n_coarse + n_fine) * centroid
+    return _Tree(codec.n_coarse, n_fine, n_sample, memory)
+
+
+def _rows_bytes(
+    config: IndexConfig, tree: _Tree, n_rows: int, n_docs: int, n_segments: int
+) -> tuple[int, int, int]:
+    """Give the bytes of a field's files, and the memory of its training and of one segment."""
+    each, padded = max(n_segments, 1), padded_dim(config.dim)
+    disk, building = n_docs * (8 + 8 + 4 + ID_BYTES), n_docs * SEGMENT_DOC_BYTES
+    if tree.n_fine == 0:
+        return disk + n_rows * 2 * config.dim, 0, building // each
+    disk += int(n_rows * bytes_per_token(config, n_docs / each)) + n_segments * 8 * tree.n_fine
+    if tree.n_sample:
+        disk += (tree.n_coarse + tree.n_fine) * padded
+    building += n_rows * SEGMENT_TOKEN_BYTES
+    return disk, tree.n_sample * (padded + SAMPLE_EXTRA), building // each
+
+
+def spool_bytes(
+    config: IndexConfig, *, n_docs: int, n_tokens: int, n_dense: int, n_terms: int
+) -> int:
+    """Give the bytes that what is added takes until the commit, without texts and metadata."""
+    found = n_tokens * 2 * config.dim
+    if config.dense is not None:
+        found += n_dense * _in_a_table(2 * config.of_dense().dim)
+    if config.sparse is not None and n_docs:
+        found += n_docs * _in_a_table(n_terms * TERM_BYTES // n_docs)
+    return found
+
+
+def _in_a_table(n_bytes: int) -> int:
+    """Give what SQLite takes for a blob: as many as fit to a page of 4 KiB, or pages for each."""
+    page, header = 4_096, 12
+    if n_bytes + header <= page:
+        return page // (page // (n_bytes + header))
+    return -(-n_bytes // page) * page
+
+
+def require_room(plan: Plan, folder: Path, *, spooled: int = 0) -> None:
     """Refuse a build that cannot fit, before it starts.
 
     Parameters
@@ -225,7 +407,7 @@ def require_room(plan: Plan, folder: Path, *, spooled: bool = False) -> None:
     folder
         The index, or the folder that it will be in.
     spooled
-        The rows have been spooled already.
+        Bytes that have been spooled already.
 
     Raises
     ------
@@ -235,23 +417,23 @@ def require_room(plan: Plan, folder: Path, *, spooled: bool = False) -> None:
         It needs more disk than is free.
     """
     needed = plan.memory_bytes
+    what = f"{plan.n_tokens} tokens" if plan.n_tokens else f"{plan.n_docs} documents"
     if needed > plan.max_ram:
         raise OutOfMemoryError(
-            f"memory: building {plan.n_tokens} tokens needs {size(needed)}, expected at most the "
+            f"memory: building {what} needs {size(needed)}, expected at most the "
             f"{size(plan.max_ram)} of max_ram; raise it, or add the documents in several commits"
         )
     available = available_memory() + FIXED_BYTES  # the interpreter has most of that already
     if needed > available:
         raise OutOfMemoryError(
-            f"memory: building {plan.n_tokens} tokens needs {size(needed)}, "
+            f"memory: building {what} needs {size(needed)}, "
             f"{size(available)} are available; lower max_ram, now {size(plan.max_ram)}"
         )
-    written = plan.disk_bytes + (0 if spooled else plan.spool_bytes)
+    written = plan.disk_bytes + max(plan.spool_bytes - spooled, 0)
     free = shutil.disk_usage(folder).free
     if written > free:
         raise StorageError(
-            f"{folder}: building {plan.n_tokens} tokens needs {size(written)} on disk, "
-            f"{size(free)} are free",
+            f"{folder}: building {what} needs {size(written)} on disk, {size(free)} are free",
             str(folder),
             errno.ENOSPC,
         )

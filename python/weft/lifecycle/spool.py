@@ -434,6 +434,11 @@ class Spool:
         sql = f"SELECT doc - ?1, value FROM {field} WHERE doc >= ?1 AND doc < ?2 ORDER BY doc"
         yield from self.select(sql, first, last)
 
+    def count_vectors(self, field: str) -> tuple[int, int]:
+        """Give how many vectors there are of a field, dropped ones included, and their bytes."""
+        found = self.select(f"SELECT count(*), total(length(value)) FROM {field}")
+        return next((n, int(n_bytes)) for n, n_bytes in found)
+
     def write_documents(self, path: Path, first: int, last: int) -> None:
         """Fill an empty file with the documents of the windows [first, last), counted from 0."""
         with sqlite_errors(path, reading=False), contextlib.closing(connect_new(path)) as made:
