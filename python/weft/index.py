@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import Embeddings
+from weft.checks import FrozenDict
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     CorruptIndexError,
@@ -18,8 +19,10 @@ from weft.errors import (
     StorageError,
 )
 from weft.lifecycle.additions import held
+from weft.lifecycle.encoder_files import encoder_of, split
 from weft.lifecycle.inspection import describe
 from weft.lifecycle.manifest import Manifest, check_generation, generations, load, publish
+from weft.lifecycle.new_files import NewFiles
 from weft.lifecycle.planning import plan_addition
 from weft.lifecycle.repair import repair
 from weft.lifecycle.snapshot import Snapshot
@@ -74,6 +77,7 @@ class Index:
         self._manifest = manifest
         self._pinned = pinned
         self._searcher: Searcher | None = None
+        self._encoder: tuple[str | None, EncoderInfo | None] | None = None
         self._mutex = threading.Lock()
 
     @classmethod
@@ -133,7 +137,15 @@ class Index:
                 )
         with os_errors("create", folder):
             folder.mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(1, config, info)
+        files = NewFiles(directory)
+        encoder_file = large = None
+        if info is not None:
+            info, large = split(info)
+        if large is not None:
+            encoder_file = files.write_encoder(large)
+            directory.sync_directory()
+        entries = FrozenDict(files.entries)
+        manifest = Manifest(1, config, info, files=entries, encoder_file=encoder_file)
         publish(directory, manifest)
         Directory(folder.absolute().parent).sync_directory()
         return cls(directory, manifest)
@@ -180,7 +192,10 @@ class Index:
     @property
     def info(self) -> IndexInfo:
         """What the index holds at this generation."""
-        return describe(self.path, self._manifest)
+        file = self._manifest.encoder_file
+        if self._encoder is None or self._encoder[0] != file:
+            self._encoder = file, encoder_of(self._directory, self._manifest)
+        return describe(self.path, self._manifest, self._encoder[1])
 
     def __len__(self) -> int:
         """Count the documents."""

@@ -17,7 +17,6 @@ import weft
 from helpers import assert_ranking
 from tiny_towers import N_HIDDEN
 from weft import encoders
-from weft.encoders.calibration import Calibration
 from weft.errors import IncompatibleIndexError, InvalidArgumentError
 
 QUERIES = ["where is the door?", "  the key ", "鍵は一度"]
@@ -395,78 +394,6 @@ def test_incomplete_towers_are_refused(tmp_path, drop, message):
     state = {k: v for k, v in tiny_towers.dpr_weights().items() if not k.startswith(drop)}
     with pytest.raises(InvalidArgumentError, match=message):
         load(tiny_towers.write_dpr(tmp_path / "model", state=state))
-
-
-@pytest.fixture(scope="module")
-def calibration(folder, tmp_path_factory):
-    """Made from vectors of few texts in two made-up languages."""
-    encoder = load(folder)
-    texts = [f"{a} {b} door" for a in LONG.split()[:8] for b in ("key", "lock", "house")]
-    english = encoder.plain_vectors(texts, "document")
-    german = encoder.plain_vectors([f"der {text}" for text in texts], "query")
-    found = Calibration.fit(
-        {"en": english, "de": german},
-        pivot="en", stage="shift_scale_rotate", pairs={"de": (german, english)},
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("calibration") / "made.json"
-    found.save(path)
-    return path
-
-
-def test_an_index_keeps_its_calibration(tmp_path, folder, calibration):
-    encoder = load(folder, calibration=str(calibration), language="en")
-    path = tmp_path / "made.index"
-    retriever = weft.Retriever.create(path, encoder)
-    texts = [*PASSAGES[:2], "the lock\nis old", LONG]
-    documents = [weft.Document(f"d{i}", text) for i, text in enumerate(texts)]
-    retriever.add(documents[:2])
-    retriever.add([])
-    stored = weft.Index.open(path).info.encoder
-    assert stored.settings["calibration"] == json.loads(calibration.read_text())
-    assert "language" not in stored.settings
-    without = weft.Retriever.open(path)
-    with pytest.raises(InvalidArgumentError, match=r"language=None: .* expected one of de, en"):
-        without.search("the key")
-    german = encoders.load(folder, device="cpu", info=stored, options={"language": "de"})
-    again = weft.Retriever.open(path, model=german)
-    weft.Retriever.open(path, model=german.in_language("en")).add(documents[2:])
-    again.index.refresh()
-    maps = json.loads(calibration.read_text())["maps"]
-
-    def mapped(vector, language):
-        one = {name: as_array(text) for name, text in maps[language].items() if name != "n"}
-        moved = (vector - one["mean"]) / np.maximum(one["std"], 1e-6)
-        return (
-            moved
-            if "rotation" not in one or one["rotation"] is None
-            else one["rotation"].reshape(N_HIDDEN, N_HIDDEN) @ moved
-        )
-
-    query = mapped(query_vector("der key"), "de")
-    scores = {d.id: float(query @ mapped(passage_vector(d.text), "en")) for d in documents[:3]}
-    assert_products(
-        again.search("der key", k=3, allow=["d0", "d1", "d2"]),
-        scores,
-        np.linalg.norm(query) * stored.settings["max_norm"],
-    )
-    with pytest.raises(InvalidArgumentError, match=r"language='fr': .* expected one of de, en"):
-        german.in_language("fr").encode_queries(["la clé"])
-    with pytest.raises(IncompatibleIndexError, match="calibration is None"):
-        weft.Retriever.open(path, model=load(folder))
-
-
-def as_array(text):
-    import base64
-
-    return None if text is None else np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
-
-
-def test_a_calibration_of_another_width(tmp_path, folder, rng, caplog):
-    path = tmp_path / "made.json"
-    Calibration.fit({"en": rng.normal(size=(20, 4))}, pivot="en", stage="shift").save(path)
-    assert "come from 20 vectors only" in caplog.text
-    with pytest.raises(InvalidArgumentError, match="vectors of 4 values, the model gives 32"):
-        load(folder, calibration=str(path))
 
 
 def test_lengths(folder):

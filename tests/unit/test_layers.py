@@ -34,6 +34,7 @@ PYTHON_LAYERS = [
     {"lifecycle.spool_tables"},
     {"lifecycle.spool"},
     {"lifecycle.snapshot"},
+    {"lifecycle.encoder_files"},
     {"lifecycle.filters"},
     {"field_searchers"},
     {"lifecycle.batches", "searcher"},

@@ -23,6 +23,7 @@ from weft.lifecycle.storage import Directory
 
 SEGMENT = "seg-" + "0a" * 16
 CODEC = "codec-" + "1b" * 16 + ".weft"
+ENCODER = "encoder-" + "2c" * 16 + ".json"
 
 
 def full_manifest(generation=17):
@@ -42,8 +43,10 @@ def full_manifest(generation=17):
                 CODEC: m.FileEntry(100, "0badf00d"),
                 segment.file: m.FileEntry(1_000, "deadbeef"),
                 segment.documents_file: m.FileEntry(10, "00000000"),
+                ENCODER: m.FileEntry(5_000, "00c0ffee"),
             }
         ),
+        encoder_file=ENCODER,
     )
 
 
@@ -53,7 +56,7 @@ def directory(tmp_path):
 
 
 def sign(body):
-    data = m._canonical(body)
+    data = m.canonical(body)
     return b'{"body":%b,"checksum":"%08x"}' % (data, crc32c(data))
 
 
@@ -69,7 +72,7 @@ def test_it_comes_back_as_it_was(made):
 def test_it_is_canonical():
     data = full_manifest().to_bytes()
     body = data[len(b'{"body":') : data.rindex(b',"checksum"')]
-    assert body == m._canonical(json.loads(body))
+    assert body == m.canonical(json.loads(body))
     assert json.loads(data)["checksum"] == f"{crc32c(body):08x}"
     assert full_manifest().name == "manifest-000017.json"
 

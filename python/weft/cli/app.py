@@ -28,6 +28,7 @@ from weft.cli.options import (
     IndexPath,
     Json,
     K,
+    Language,
     MaxRam,
     Model,
     Nbits,
@@ -221,6 +222,7 @@ def search(
     ] = False,
     weights: Weights = None,
     model: Model = None,
+    language: Language = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -230,7 +232,7 @@ def search(
     with view.reporting():
         found = cli_build.parse_where(where)
         with view.status("loading the encoder"):
-            retriever = cli_fields.open_retriever(index, model, weights, threads)
+            retriever = cli_fields.open_retriever(index, model, weights, threads, language)
         if isinstance(retriever, weft.HybridRetriever):
             if explain:
                 raise InvalidArgumentError("--explain: expected an index of token embeddings alone")

@@ -19,6 +19,7 @@ from weft.cli.info import TRUTHS
 from weft.cli.options import (
     Json,
     K,
+    Language,
     Model,
     NoProgress,
     Quiet,
@@ -150,6 +151,7 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     model: Model = None,
+    language: Language = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -197,7 +199,7 @@ def evaluate(
         with view.progress() as progress:
             if index is not None:
                 assert texts is not None
-                retriever = open_retriever(index, model, weights, threads)
+                retriever = open_retriever(index, model, weights, threads, language)
                 if isinstance(retriever, HybridRetriever):
                     shown.facts, shown.runs = measure_fields(
                         retriever, texts, name=str(index), depth=depth, recall=recall,

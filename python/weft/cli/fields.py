@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft import evaluation
 from weft.encoders import load
-from weft.encoders.joined import JoinedEncoder
+from weft.encoders.joined import JoinedEncoder, calibrated, stored_fields
 from weft.errors import InvalidArgumentError
 from weft.fusion import Weighted
 from weft.hybrid import HybridSearcher
@@ -28,21 +28,36 @@ EXACT = "exact"
 
 
 def open_retriever(
-    path: Path, model: str | None, weights: str | None, threads: int | None
+    path: Path,
+    model: str | None,
+    weights: str | None,
+    threads: int | None,
+    language: str | None = None,
 ) -> Retriever | HybridRetriever:
-    """Open an index with its encoder, by what it holds."""
+    """Open an index with its encoder, by what it holds; `language` is that of the queries."""
     index = Index.open(path)
+    stored = index.info.encoder
+    settings = {} if language is None else {"language": language}
+    if language is not None and not calibrated(stored):
+        raise InvalidArgumentError(
+            f"--language {language}: the encoder of {path} has no calibration, which is what "
+            f"languages are for; expected none"
+        )
     if not index.config.fields:
         if weights is not None:
             raise InvalidArgumentError(
                 f"--weights {weights}: {path} holds token embeddings alone, expected several fields"
             )
-        return Retriever.open(path, model=model, threads=threads)
+        if stored is None or language is None:
+            return Retriever.open(path, model=model, threads=threads)
+        one = load(model or stored.name, info=stored, options=settings, download=model is not None)
+        return Retriever.open(path, model=one, threads=threads)
     fusion = None if weights is None else Weighted(_weights(weights))
     encoder = None
     if model is not None:
-        stored = index.info.encoder
-        encoder = JoinedEncoder([load(model, info=stored)])
+        encoder = JoinedEncoder([load(model, info=stored, options=settings)])
+    elif stored is not None and language is not None:
+        encoder = stored_fields(stored, language=language)
     return HybridRetriever.open(path, encoder=encoder, fusion=fusion, threads=threads)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from weft import encoders, evaluation, sources
 from weft.cli.fields import open_retriever
-from weft.cli.options import Json, NoProgress, Quiet, Threads, Weights, examples
+from weft.cli.options import Json, Language, NoProgress, Quiet, Threads, Weights, examples
 from weft.cli.view import View, as_json, count, pairs
 from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
 from weft.evaluation import Collection
@@ -111,6 +111,7 @@ def mine_negatives(
         ),
     ] = None,
     weights: Weights = None,
+    language: Language = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -129,8 +130,9 @@ def mine_negatives(
             raise IndexExistsError(f"{out}: exists already; remove it, or choose another name")
         if not out.parent.is_dir():
             raise NotFoundError(f"{out.parent}: no such folder")
-        if weights is not None and not any(Path(who).is_dir() for who in rankers or ()):
-            raise InvalidArgumentError(f"--weights {weights}: expected an index among --with")
+        for option, value in (("--weights", weights), ("--language", language)):
+            if value is not None and not any(Path(who).is_dir() for who in rankers or ()):
+                raise InvalidArgumentError(f"{option} {value}: expected an index among --with")
         collection = Collection(data, split)
         qrels = evaluation.read_qrels(collection.qrels)
         queries = evaluation.read_queries(collection.queries)
@@ -151,7 +153,8 @@ def mine_negatives(
         }
         with view.progress() as progress:
             asked = [
-                _scorer(who, documents, weights, threads, progress) for who in rankers or ["bm25"]
+                _scorer(who, documents, weights, language, threads, progress)
+                for who in rankers or ["bm25"]
             ]
             indexes = [who for who in rankers or () if Path(who).is_dir()]
             like = None
@@ -169,6 +172,7 @@ def mine_negatives(
             "dropped": dict(done.dropped),
             "with": [one.name for one in asked],
             "weights": weights,
+            "language": language,
             "excluded": len(excluded),
             "rule": as_json(rule),
         }
@@ -210,6 +214,7 @@ def distill_scores(
         ),
     ] = None,
     weights: Weights = None,
+    language: Language = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -228,18 +233,20 @@ def distill_scores(
         about: dict[str, Any] = {"mined": mined.name, "teacher": teacher}
         if teacher is None and normalise != "none":
             raise InvalidArgumentError(f"--normalise {normalise}: expected --teacher with it")
-        if weights is not None and (teacher is None or not Path(teacher).is_dir()):
-            raise InvalidArgumentError(f"--weights {weights}: expected an index as --teacher")
+        for option, value in (("--weights", weights), ("--language", language)):
+            if value is not None and (teacher is None or not Path(teacher).is_dir()):
+                raise InvalidArgumentError(f"{option} {value}: expected an index as --teacher")
         with view.progress() as progress:
             if teacher is not None:
-                scorer = _scorer(teacher, documents, weights, threads, progress)
+                scorer = _scorer(teacher, documents, weights, language, threads, progress)
                 scored = []
                 for one in distill(examples_, scorer, normalise=normalise):  # type: ignore[arg-type]
                     scored.append(one)
                     if progress is not None:
                         progress("score", len(scored), len(examples_))
                 examples_ = scored
-                about |= {"weights": weights, "normalise": normalise, "epsilon": EPSILON}
+                about |= {"weights": weights, "language": language}
+                about |= {"normalise": normalise, "epsilon": EPSILON}
         counter = None if buckets is None else encoders.load(buckets).count_tokens
         done = write_examples(
             out, kind, examples_, documents, spaces=spaces, count_tokens=counter, about=about
@@ -289,12 +296,13 @@ def _scorer(
     who: str,
     documents: dict[str, str],
     weights: str | None,
+    language: str | None,
     threads: int | None,
     progress: Progress | None,
 ) -> Ranker:
     path = Path(who)
     if path.is_dir():
-        found = open_retriever(path, None, weights, threads)
+        found = open_retriever(path, None, weights, threads, language)
         if isinstance(found, HybridRetriever):
             return HybridScorer(found, who)
         return IndexScorer(found, who)

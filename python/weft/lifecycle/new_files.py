@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft import _native
+from weft.arrays import crc32c
 from weft.errors import WeftError
 from weft.lifecycle.documents import merge_documents
 from weft.lifecycle.entries import FileEntry
@@ -60,6 +61,17 @@ class NewFiles:
     def open_codec(self, name: str) -> _native.Codec:
         """Open a codec that was made."""
         return _native.Codec.open(str(self._directory.path / name))
+
+    def write_encoder(self, data: bytes) -> str:
+        """Write the large settings of an encoder and give the name of their file."""
+        name = f"encoder-{uuid.uuid4().hex}.json"
+
+        def write(fd: int, _path: str) -> int:
+            self._directory.write(fd, data, name)
+            return crc32c(data)
+
+        self.write(name, write)
+        return name
 
     def write_documents(self, name: str, fill: Callable[[Path], None]) -> None:
         """Make and sync a file of documents; `fill` is given its path."""

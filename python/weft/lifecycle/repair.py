@@ -27,7 +27,7 @@ from weft.lifecycle.new_files import NewFiles
 from weft.lifecycle.planning import parse_ram
 from weft.lifecycle.row_files import IdTable, rows_file
 from weft.lifecycle.snapshot import OpenSegment, read_tombstones
-from weft.lifecycle.verification import Codecs, damaged_manifests, examine
+from weft.lifecycle.verification import Codecs, damaged_manifests, encoder_problems, examine
 from weft.lifecycle.windows import document_id, starts_document, window_ids
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class _Repairing:
         base = self._base
         codecs = Codecs(self._directory, base)
         problems += codecs.problems
+        encoder_lost = encoder_problems(self._directory, base)
+        problems += encoder_lost
         manifests = [problem.file for problem in problems if problem.file.startswith("manifest-")]
         segments: list[Examined] = []
         made = None
@@ -105,6 +107,8 @@ class _Repairing:
                 generation,
                 codec=None if codecs.multi_lost else base.codec,
                 dense=DenseEntry() if codecs.dense_lost else base.dense,
+                encoder=None if encoder_lost else base.encoder,
+                encoder_file=None if encoder_lost else base.encoder_file,
                 segments=tuple(kept),
                 files={**base.files, **self._files.entries},
             )
@@ -214,7 +218,7 @@ class _Repairing:
         for generation in generations(self._directory):
             with contextlib.suppress(WeftError):
                 named.update(read(self._directory, generation).files)
-        files = {n for n in self._directory.list() if n.startswith(("seg-", "codec-"))}
+        files = {n for n in self._directory.list() if n.startswith(("seg-", "codec-", "encoder-"))}
         return files - named - self._files.entries.keys()
 
     def _known(self, found: Examined) -> Iterator[dict[str, object]]:

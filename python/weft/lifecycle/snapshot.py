@@ -68,6 +68,8 @@ class Snapshot:
 
     def __init__(self, directory: Directory, manifest: Manifest) -> None:
         self.manifest = manifest
+        if manifest.encoder_file is not None:
+            require_size(directory, manifest, manifest.encoder_file)
         self.codec = open_codec(directory, manifest, manifest.codec)
         self.dense_codec = open_codec(directory, manifest, manifest.dense.codec)
         segments = []

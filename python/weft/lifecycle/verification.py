@@ -13,6 +13,7 @@ from weft.arrays import crc32c
 from weft.errors import CorruptIndexError, StorageError, WeftError
 from weft.fields import FIELDS
 from weft.lifecycle.documents import DocumentStore
+from weft.lifecycle.encoder_files import encoder_of
 from weft.lifecycle.health import Problem
 from weft.lifecycle.manifest import generations, manifest_name, read
 from weft.lifecycle.snapshot import (
@@ -93,6 +94,7 @@ class Examined:
 def verify(directory: Directory, manifest: Manifest, *, deep: bool) -> tuple[Problem, ...]:
     """Check every file of a generation, and the other manifests; `deep` reads all of them."""
     problems = damaged_manifests(directory, manifest.generation)
+    problems += encoder_problems(directory, manifest)
     codecs = Codecs(directory, manifest)
     problems += codecs.problems
     for entry in manifest.segments:
@@ -115,6 +117,17 @@ def damaged_manifests(directory: Directory, generation: int) -> list[Problem]:
                 loss = f"the changes of generation {other}" if other > generation else "nothing"
                 problems.append(Problem(manifest_name(other), str(error), loss))
     return problems
+
+
+def encoder_problems(directory: Directory, manifest: Manifest) -> list[Problem]:
+    """Tell whether the large settings of the encoder can be read."""
+    try:
+        encoder_of(directory, manifest)
+    except WeftError as error:
+        assert manifest.encoder_file is not None
+        loss = "what made the embeddings: the index cannot be asked in texts any more"
+        return [Problem(manifest.encoder_file, str(error), loss)]
+    return []
 
 
 class Codecs:
