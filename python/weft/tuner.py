@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from weft.types import Progress
 
 LADDERS = {
-    "nprobe": (2, 4, 8, 16, 32, 64),
-    "budget": (3_125, 6_250, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000),
-    "ncandidates": (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000),
-    "nskim": (50, 100, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200, 6_400),
+    "nprobe": (2, 4, 8, 16, 32, 64, 128, 256),
+    "budget": tuple(3_125 << step for step in range(11)),
+    "ncandidates": (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000),
+    "nskim": (50, 100, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200, 6_400, 12_800),
     "nrefine": (15, 25, 40, 60, 100, 150, 200, 300, 400, 600, 1_000, 2_000),
 }
 RERANK_LADDER = (1.5, 2, 3)  # times k
+PROBE_MOST, PROBED_SHARE = 64, 32  # cells: more only where that is such a part of them
 LEAST_LOSS = 0.003  # of recall: less is chance
 AIM, CAREFUL_AIM = 0.5, 0.75  # share of the way from a target to what is possible
 CAREFUL_FROM = 0.99  # the target
-REFINE_MOST = 60  # times k
 PIECES = 8  # documents that a sampled query takes tokens from
 MIN_TOKENS, MAX_TOKENS = 1, 4  # of each of them
 SAMPLED_HITS = 3_200  # exact answers that a recall is measured on, with sampled queries
@@ -230,7 +230,7 @@ class Tuner:
                 measured[params] = self._measure(k, params)
             return measured[params]
 
-        everything, ladders = exhaustive_params(k), self._ladders(k)
+        everything, ladders = exhaustive_params(k), self.ladders(k)
         ceiling = measure(everything).recall
         found, best = {1.0: everything}, None
         for target in sorted(defaults.targets, reverse=True):
@@ -262,18 +262,16 @@ class Tuner:
             for target, params in sorted(found.items())
         ]
 
-    def _ladders(self, k: int) -> dict[str, tuple[int, ...]]:
+    def ladders(self, k: int) -> dict[str, tuple[int, ...]]:
         """Give the values of every parameter that can matter for k, ascending."""
         ladders = dict(LADDERS)
         ladders["nrerank"] = (0, *(int(k * step) for step in RERANK_LADDER))
         if not self._reranks:
             ladders["nrerank"] = (0,)
-        for name, most in (
-            ("ncandidates", LADDERS["ncandidates"][-1]),
-            ("nskim", LADDERS["nskim"][-1]),
-            ("nrefine", REFINE_MOST * k),
-        ):
-            ladder = tuple(n for n in ladders[name] if k < n <= most)
+        n_probed = max(PROBE_MOST, self._codec.n_coarse // PROBED_SHARE)
+        ladders["nprobe"] = tuple(n for n in ladders["nprobe"] if n <= n_probed)
+        for name in ("ncandidates", "nskim", "nrefine"):
+            ladder = tuple(n for n in ladders[name] if k < n)
             n_useful = sum(n < self._n_windows for n in ladder)
             ladders[name] = ladder[: n_useful + 1]
         return ladders
