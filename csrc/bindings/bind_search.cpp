@@ -2,6 +2,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <string_view>
 
 #include "bindings/arrays.h"
 #include "search/exact.h"
@@ -192,6 +193,45 @@ py::tuple truth_result(const Truth& truth) {
   return py::make_tuple(docs, scores);
 }
 
+/// Bytes of a GPU's memory, copied when `stream` has come so far.
+py::array_t<uint8_t> fetch(uint64_t address, size_t n_bytes, uint64_t stream) {
+  py::array_t<uint8_t> out(static_cast<py::ssize_t>(n_bytes));
+  uint8_t* const to = out.mutable_data();
+  const py::gil_scoped_release release;
+  fetch_device_memory(to, address, n_bytes, stream);
+  return out;
+}
+
+/// DLPack's structs before its version 1, as https://dmlc.github.io/dlpack/latest/c_api.html has them.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+
+/// (address, shape, strides in elements or None, code, bits) of what a capsule lends as long as it lives.
+py::tuple dlpack_layout(const py::capsule& capsule) {
+  if (capsule.name() == nullptr || std::string_view(capsule.name()) != "dltensor") {
+    throw py::value_error("expected a DLPack capsule that was not used before");
+  }
+  const auto& tensor = *capsule.get_pointer<DLTensor>();  // the first member of a DLManagedTensor
+  if (tensor.lanes != 1) {
+    throw py::value_error("its values are vectors");
+  }
+  const std::vector<int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
+  py::object strides = py::none();
+  if (tensor.strides != nullptr) {
+    strides = py::cast(std::vector<int64_t>(tensor.strides, tensor.strides + tensor.ndim));
+  }
+  return py::make_tuple(reinterpret_cast<uint64_t>(tensor.data) + tensor.byte_offset, shape,
+                        strides, int{tensor.code}, int{tensor.bits});
+}
+
 py::dict devices() {
   BackendStatus status;
   {
@@ -222,6 +262,8 @@ py::dict devices() {
 void bind_search(py::module_& module) {
   module.def("devices", &devices);
   module.def("use_backend", &use_backend, py::arg("library"));
+  module.def("fetch", &fetch, py::arg("address"), py::arg("n_bytes"), py::arg("stream"));
+  module.def("dlpack_layout", &dlpack_layout, py::arg("capsule"));
   py::class_<SearchParams>(module, "SearchParams")
       .def(py::init([](uint32_t nprobe, uint32_t budget, uint32_t ncandidates, uint32_t nskim,
                        uint32_t nrefine, uint32_t nrerank, bool exhaustive, bool pruned,

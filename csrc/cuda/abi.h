@@ -4,7 +4,8 @@
 // may come from another compiler.
 //
 // A library exports weft_backend_v1 alone. Calls return 0, or 1 + a weft::ErrorCode with a text in
-// *error. No exception and no ownership crosses: arrays are host memory, borrowed for the call. Structs
+// *error, and leave the thread's device as it was. No exception and no ownership crosses: arrays are
+// host memory, borrowed for the call. Structs
 // begin with their size where they may grow; within ABI 1 they grow at their end only. A resident may
 // be used by several threads at once.
 #ifndef WEFT_CUDA_ABI_H
@@ -109,6 +110,9 @@ typedef struct weft_backend {
                   weft_resident** out, weft_error* error);
   void (*unload)(weft_resident*);
   int32_t (*scan)(const weft_resident*, const weft_scan_args*, weft_error* error);
+  /* Copies device memory of another library to the host, after what was given to `stream` before: 1
+     is the legacy default stream, 2 that of the thread, anything else a handle. */
+  int32_t (*fetch)(void* to, const void* from, uint64_t bytes, uint64_t stream, weft_error* error);
 } weft_backend;
 
 #if defined(__GNUC__)

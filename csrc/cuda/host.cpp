@@ -353,8 +353,13 @@ int32_t load(int32_t number, const weft_codec* codec, const weft_segment* segmen
 
 void unload(weft_resident* resident) {
   if (resident->is_ours()) {
+    const CallersDevice kept;
     delete resident;
   }
+}
+
+int32_t fetch_to(void* to, const void* from, uint64_t bytes, uint64_t stream, weft_error* error) {
+  return guarded(error, [&] { fetch(to, from, bytes, stream); });
 }
 
 int32_t scan_with(const weft_resident* resident, const weft_scan_args* args, weft_error* error) {
@@ -374,6 +379,7 @@ const weft_backend* weft_backend_v1() {
                                     .plan = plan,
                                     .load = load,
                                     .unload = unload,
-                                    .scan = scan_with};
+                                    .scan = scan_with,
+                                    .fetch = fetch_to};
   return &backend;
 }

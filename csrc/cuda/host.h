@@ -56,6 +56,7 @@ int32_t guarded(weft_error* error, const Call& call) noexcept {
     return 1 + static_cast<int32_t>(code);
   };
   try {
+    const CallersDevice kept;
     call();
     return 0;
   } catch (const Error& thrown) {

@@ -3,6 +3,7 @@
 // The native module's side of searching on a device: what the C interface takes and gives, behind
 // search/backend.h.
 #include <algorithm>
+#include <iterator>
 
 #include "cuda/plug_in.h"
 #include "search/base_scores.h"
@@ -30,24 +31,26 @@ weft_codec to_c(const Codec& codec) {
           .multiplier_step = codec.multiplier_grid().step};
 }
 
-/// For each segment the place of its ids among those of all.
+/// For each segment the place of its ids among those of all. Each segment's own order is merged in: of
+/// a damaged file, whose ids are not sorted, something comes of that, which is not so for a sort.
 std::vector<std::vector<uint32_t>> ranks_of(
     std::span<const std::shared_ptr<const Segment>> segments) {
-  std::vector<DocRef> all;
+  std::vector<DocRef> all, merged;
   std::vector<std::vector<uint32_t>> ranks;
   for (uint32_t s = 0; s < segments.size(); ++s) {
-    ranks.emplace_back(segments[s]->doc_count());
-    for (uint32_t doc = 0; doc < segments[s]->doc_count(); ++doc) {
-      all.push_back({s, doc});
+    const Segment& segment = *segments[s];
+    ranks.emplace_back(segment.doc_count());
+    std::vector<DocRef> own;
+    for (uint32_t doc = 0; doc < segment.doc_count(); ++doc) {
+      own.push_back({s, doc});
     }
+    std::ranges::sort(own, {}, [&](DocRef ref) { return segment.id_rank(ref.doc); });
+    merged.clear();
+    std::ranges::merge(all, own, std::back_inserter(merged), [&](DocRef a, DocRef b) {
+      return segments[a.segment]->id(a.doc) < segments[b.segment]->id(b.doc);
+    });
+    all.swap(merged);
   }
-  std::sort(all.begin(), all.end(), [&](DocRef a, DocRef b) {
-    if (a.segment == b.segment) {
-      return segments[a.segment]->id_rank(a.doc) < segments[b.segment]->id_rank(b.doc);
-    }
-    const auto left = segments[a.segment]->id(a.doc), right = segments[b.segment]->id(b.doc);
-    return left != right ? left < right : a.segment < b.segment;
-  });
   for (uint32_t rank = 0; rank < all.size(); ++rank) {
     ranks[all[rank].segment][all[rank].doc] = rank;
   }
@@ -196,6 +199,9 @@ std::shared_ptr<const Resident> make_resident(
   WEFT_REQUIRE(
       codec != nullptr, ErrorCode::device, "device=\"", device,
       "\": the index has no codes yet, only rows, which the CPU searches; see codec_tokens");
+  for (const auto& segment : segments) {
+    require_codes(*segment, codec);
+  }
 
   try {
     const DeviceInfo found = describe(*plug.table, number);

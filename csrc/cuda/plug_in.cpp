@@ -146,6 +146,13 @@ BackendStatus backend_status() {
   return status;
 }
 
+void fetch_device_memory(void* to, uint64_t from, size_t bytes, uint64_t stream) {
+  const PlugIn plug = plug_in();
+  WEFT_REQUIRE(plug.state == "ready", ErrorCode::device, plug.message);
+  weft_error error{};
+  check(plug.table->fetch(to, reinterpret_cast<const void*>(from), bytes, stream, &error), error);
+}
+
 void use_backend(const std::string& library) {
   PlugIn plug = open_plug_in(library);
   const std::lock_guard lock(mutex);

@@ -32,6 +32,22 @@ void probe(weft_probe& out);
 /// Error(device) unless there is such a device.
 void describe(int device, weft_device& out);
 
+/// Copies memory that another library has on a device to the host, after what was given to a stream
+/// before: 1 is the legacy default stream, 2 that of the thread, anything else a handle.
+void fetch(void* to, const void* from, size_t bytes, uint64_t stream);
+
+/// Around each call: gives the thread back with the device that its owner had chosen for it.
+class CallersDevice {
+ public:
+  CallersDevice();
+  ~CallersDevice();
+  CallersDevice(const CallersDevice&) = delete;
+  CallersDevice& operator=(const CallersDevice&) = delete;
+
+ private:
+  void* context_ = nullptr;
+};
+
 /// Some queries against all documents.
 struct ScanLaunch {
   Collection all;

@@ -103,6 +103,52 @@ void describe(int device, weft_device& out) {
   copy_text(properties.name, out.name);
 }
 
+void fetch(void* to, const void* from, size_t bytes, uint64_t stream) {
+  cudaPointerAttributes found{};
+  check(cudaPointerGetAttributes(&found, from), "array");
+  WEFT_REQUIRE(found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged,
+               ErrorCode::device, "its address is not in the memory of a CUDA device");
+  check(cudaSetDevice(found.device), "device");
+  const auto after = reinterpret_cast<cudaStream_t>(stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, after), "download");
+  check(cudaStreamSynchronize(after), "download");
+}
+
+namespace {
+
+/// A function of the driver; null where there is no driver.
+template <class Function>
+Function* driver_function(const char* name) {
+  constexpr unsigned kVersion = 12'000;
+  void* found = nullptr;
+#if CUDART_VERSION >= 12'050
+  cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, nullptr);
+#else
+  static_cast<void>(kVersion);
+  cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, nullptr);
+#endif
+  cudaGetLastError();
+  return reinterpret_cast<Function*>(found);
+}
+
+}  // namespace
+
+// By the driver's context, not the device's number: the caller's may be one of its own, and setting a
+// device that nobody has used would make a context there.
+CallersDevice::CallersDevice() {
+  static const auto current = driver_function<int(void**)>("cuCtxGetCurrent");
+  if (current != nullptr && current(&context_) != 0) {
+    context_ = nullptr;
+  }
+}
+
+CallersDevice::~CallersDevice() {
+  static const auto make_current = driver_function<int(void*)>("cuCtxSetCurrent");
+  if (make_current != nullptr) {
+    make_current(context_);
+  }
+}
+
 struct Queue::State {
   int device;
   unsigned n_blocks = 0;

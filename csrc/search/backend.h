@@ -19,6 +19,15 @@
 
 namespace weft {
 
+/// Error(corrupt) where a manifest names a segment of rows beside a codec, or of another codec's codes;
+/// `codec` is null where no segment has codes.
+inline void require_codes(const Segment& segment, const Codec* codec) {
+  if (segment.codec() != codec || segment.has_codes() != (codec != nullptr)) {
+    throw Error(ErrorCode::corrupt, "the codes of a snapshot's segments are not of one codec",
+                segment.path());
+  }
+}
+
 struct ScannedDoc {
   DocRef ref;
   float score;
@@ -67,6 +76,11 @@ struct BackendStatus {
 
 /// Opens the plug-in where that has not been done, and looks for devices.
 BackendStatus backend_status();
+
+/// Copies memory that another library has on a device to the host, after what was given to a stream
+/// before: 1 is the legacy default stream, 2 that of the thread, anything else a handle of the device's
+/// own. Error(device) where no device can be had.
+void fetch_device_memory(void* to, uint64_t from, size_t bytes, uint64_t stream);
 
 /// Takes this library for the plug-in from now on; for tests.
 void use_backend(const std::string& library);

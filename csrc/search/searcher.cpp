@@ -112,9 +112,7 @@ Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
                deleted.size());
   for (size_t s = 0; s < segments_.size(); ++s) {
     const auto& segment = segments_[s];
-    WEFT_REQUIRE(segment->codec() == codec_.get() && segment->has_codes() == (codec_ != nullptr),
-                 ErrorCode::invalid_argument, segment->path(),
-                 ": a snapshot's segments share one codec, or none has codes");
+    require_codes(*segment, codec_.get());
     WEFT_REQUIRE(dim_ == 0 || dim_ == segment->dim(), ErrorCode::invalid_argument, segment->path(),
                  ": dim ", segment->dim(), ", expected ", dim_);
     dim_ = segment->dim();

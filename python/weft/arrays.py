@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of other libraries -> contiguous numpy arrays that the engine takes.
+"""Matrices of token embeddings -> contiguous numpy arrays that the engine takes.
 
-numpy, anything with DLPack or the array protocol, torch tensors (bfloat16 included; torch is never
-imported here, only used where a tensor shows that it is loaded already). A ragged set of documents
-comes as a sequence of matrices, as packed `(values, offsets)`, or padded with `lengths`; it is
-walked in blocks, so that nothing is copied whole.
+A ragged set of documents comes as a sequence of matrices, as packed `(values, offsets)`, or padded
+with `lengths`; it is walked in blocks, so that nothing is copied whole.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from weft import _native
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError
+from weft.host_arrays import BFLOAT16, host_array
 
 Embeddings: TypeAlias = Any
 """A sequence of (n_tokens, dim) arrays; or a tuple of values (n_tokens, dim) and offsets (n + 1,);
@@ -27,7 +26,6 @@ or a padded (n, longest, dim) array with `lengths`."""
 
 BLOCK_ROWS = 65_536
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_ON_HOST = (1, 3)  # DLPack: kDLCPU, kDLCUDAHost
 
 
 class Rows(NamedTuple):
@@ -41,53 +39,6 @@ class Rows(NamedTuple):
         if self.bfloat16:
             return (self.values.astype(np.uint32) << 16).view(np.float32)
         return np.ascontiguousarray(self.values, np.float32)
-
-
-def host_array(value: object, what: str) -> NDArray[Any]:
-    """Give `value` as a numpy array in host memory; bfloat16 has a dtype named so, or is uint16.
-
-    Nothing is copied where the other library allows it. The second form, marked by the dtype
-    `BFLOAT16`, is how a torch tensor of bfloat16 arrives.
-    """
-    try:
-        if isinstance(value, np.ndarray):
-            return value
-        if type(value).__module__.partition(".")[0] == "torch" and "torch" in sys.modules:
-            return _from_torch(value, what)
-        device = getattr(value, "__dlpack_device__", None)
-        if device is not None and int(device()[0]) not in _ON_HOST:
-            raise _not_on_host(what)
-        if hasattr(value, "__cuda_array_interface__"):
-            raise _not_on_host(what)
-        if device is not None and not hasattr(value, "__array__"):
-            return np.from_dlpack(value)  # type: ignore[arg-type]
-        return np.asarray(value)
-    except InvalidArgumentError:
-        raise
-    except (TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise InvalidArgumentError(f"{what}: cannot be read as an array: {error}") from error
-
-
-BFLOAT16 = np.dtype([("bfloat16", "<u2")])
-"""Stands for bfloat16, which numpy lacks."""
-
-
-def _not_on_host(what: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{what}: the array is in device memory, expected host memory; call .cpu() on it first"
-    )
-
-
-def _from_torch(tensor: Any, what: str) -> NDArray[Any]:  # noqa: ANN401
-    torch = sys.modules["torch"]
-    if tensor.device.type != "cpu":
-        raise _not_on_host(what)
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        bits: NDArray[Any] = tensor.contiguous().view(torch.int16).numpy()
-        return bits.view(BFLOAT16)
-    array: NDArray[Any] = tensor.numpy()
-    return array
 
 
 def _shape(array: NDArray[Any]) -> str:

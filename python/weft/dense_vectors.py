@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from weft.arrays import contiguous, host_array, matrix, normalized, query_rows
+from weft.arrays import contiguous, matrix, normalized, query_rows
 from weft.errors import InvalidArgumentError
+from weft.host_arrays import host_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

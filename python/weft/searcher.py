@@ -115,7 +115,8 @@ class Searcher:
         Parameters
         ----------
         query
-            `(n_tokens, dim)`, any float type, host memory; used as given, not scaled.
+            `(n_tokens, dim)`, any float type, in host memory or on a GPU, from where it is copied;
+            used as given, not scaled.
         k
             How many documents; all that match, if there are fewer.
         recall

@@ -150,9 +150,10 @@ class Writer:
             One per document: 1 to 1,024 bytes of UTF-8 without U+0000 and U+001F, not in the index.
         embeddings
             One `(n_tokens, dim)` array per document; or packed `(values, offsets)`; or padded 3-D
-            with `lengths`. numpy, torch or anything with DLPack, any float type, host memory. Rows
-            are scaled to unit length and kept as float16. A document may have no rows: it is
-            counted and never found. None: documents of the other fields alone.
+            with `lengths`. numpy, torch or anything with DLPack, any float type, in host memory or
+            on a GPU, from where each array is copied once. Rows are scaled to unit length and kept
+            as float16. A document may have no rows: it is counted and never found. None: documents
+            of the other fields alone.
         texts
             One per document, or None for those without.
         metadata

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import weft
 from helpers import ragged_docs, unit_rows
+from weft import _native
 from weft.cli import app
 
 # bits, rerank, dim: 128 has kernels of its own, 40 and 70 are padded
@@ -153,6 +154,18 @@ def test_a_forked_child_is_told(make_index, rng, device):
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(searcher.search(query, k=3)) == 3
+
+
+@pytest.mark.usefixtures("small_codec")
+def test_a_segment_without_codes_beside_a_codec(make_index, rng, device):
+    """What a damaged manifest may name."""
+    coded = made(make_index, rng, 4, None, 32)
+    rows = make_index([unit_rows(rng, 3, 32)], dim=32)
+    codec = _native.Codec.open(str(next(coded.path.glob("codec-*"))))
+    segment = _native.Segment.open(str(next(rows.path.glob("*.multi.weft"))), codec)
+    for where in ("cpu", device, "auto"):
+        with pytest.raises(weft.CorruptIndexError, match=r"multi\.weft: the codes of a snapshot"):
+            _native.Searcher([segment], codec, device=where)
 
 
 @pytest.mark.usefixtures("small_codec")

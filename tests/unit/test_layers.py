@@ -20,6 +20,7 @@ PYTHON_LAYERS = [
     {"checks"},
     {"fields", "fusion"},
     {"types"},
+    {"host_arrays"},
     {
         "arrays",
         "lifecycle.health",
@@ -46,7 +47,7 @@ PYTHON_LAYERS = [
     {"index"},
     {"exporting", "hybrid"},
     {"encoders", "sources"},
-    {"foreign"},
+    {"foreign", "encoding"},
     {"importing", "integrations"},
     {"retriever"},
     {"hybrid_retriever"},
@@ -66,6 +67,7 @@ PYTHON_LAYERS = [
 NATIVE_USERS = {
     "__init__",
     "arrays",
+    "host_arrays",
     "searcher",
     "lifecycle.snapshot",
     "tuner",

@@ -53,7 +53,7 @@ def require_cpu(device: str | list[str] | None) -> None:
 def documents(embeddings: Any) -> list[Any]:  # noqa: ANN401
     """Give a matrix for each document, from a list of them, one alone, or a 3-D array."""
     items = list(embeddings) if getattr(embeddings, "ndim", 3) == 3 else [embeddings]
-    return [_on_host(item[0] if getattr(item, "ndim", 2) == 3 else item) for item in items]
+    return [item[0] if getattr(item, "ndim", 2) == 3 else item for item in items]
 
 
 def queries(embeddings: Any) -> list[NDArray[np.float32]]:  # noqa: ANN401
@@ -63,11 +63,6 @@ def queries(embeddings: Any) -> list[NDArray[np.float32]]:  # noqa: ANN401
         rows = contiguous(matrix(item, None, f"query {i}")).float32()
         found.append(rows[rows.any(axis=1)])
     return found
-
-
-def _on_host(array: Any) -> Any:  # noqa: ANN401
-    """Give a torch tensor without its gradient and off its device, anything else as it is."""
-    return array.detach().cpu() if hasattr(array, "detach") else array
 
 
 def subsets(given: Sequence[Any] | None, n_queries: int) -> list[Any]:
