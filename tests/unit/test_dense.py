@@ -185,7 +185,7 @@ def test_index_and_search_equal_brute_force(tmp_path, folder):
     }
     retriever = weft.Retriever.create(tmp_path / "made.index", load(folder))
     retriever.add([weft.Document(name, text) for name, text in texts.items()])
-    again = weft.Retriever.open(tmp_path / "made.index", device="cpu")
+    again = weft.Retriever.open(tmp_path / "made.index", encoder_device="cpu")
     query = expected(folder, "open the door")
     scores = {
         name: float(query @ expected(folder, text).astype(np.float16).astype(np.float64))

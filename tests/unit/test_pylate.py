@@ -265,7 +265,7 @@ def test_index_and_search_equal_brute_force(tmp_path, folder):
     texts = {f"d{i}": " ".join(rng.choice(words, rng.integers(1, 13))) for i in range(40)}
     retriever = weft.Retriever.create(tmp_path / "made.index", encoder)
     retriever.add([weft.Document(name, text) for name, text in texts.items()])
-    again = weft.Retriever.open(tmp_path / "made.index", device="cpu")
+    again = weft.Retriever.open(tmp_path / "made.index", encoder_device="cpu")
     documents = stored([expected_document(folder, text) for text in texts.values()])
     for query in QUERIES[:2]:
         rows = expected_query(folder, query)

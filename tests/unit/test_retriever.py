@@ -213,11 +213,11 @@ def test_tuning_queries_reach_the_index(tmp_path):
 
 def test_a_model_that_is_fitted_on_the_first_texts(tmp_path, monkeypatch):
     monkeypatch.setattr("weft.encoders.tokens.FIT_TOKENS", 300)
-    monkeypatch.setattr("weft.retriever.BATCH_DOCUMENTS", 8)
+    monkeypatch.setattr("weft.encoding.BATCH_DOCUMENTS", 8)
     model = tiny_models.write_bert(tmp_path / "model")
     path = tmp_path / "made"
     config = weft.IndexConfig(dim=8)
-    retriever = weft.Retriever.create(path, model, config=config, device="cpu")
+    retriever = weft.Retriever.create(path, model, config=config, encoder_device="cpu")
     assert not path.exists()
     assert len(retriever) == 0
     with pytest.raises(NotFoundError, match="no index yet"):
@@ -230,7 +230,10 @@ def test_a_model_that_is_fitted_on_the_first_texts(tmp_path, monkeypatch):
     info = retriever.index.info
     assert info.n_docs == 40
     assert info.encoder.settings["projection"] == retriever.encoder.info.settings["projection"]
-    for opened in (weft.Retriever.open(path), weft.Retriever.open(path, model=model, device="cpu")):
+    for opened in (
+        weft.Retriever.open(path),
+        weft.Retriever.open(path, model=model, encoder_device="cpu"),
+    ):
         for document in documents[::7]:
             hits = opened.search(document.text, 3)
             assert hits.ids == retriever.search(document.text, 3).ids
@@ -244,7 +247,7 @@ def test_a_model_that_is_fitted_on_the_first_texts(tmp_path, monkeypatch):
 def test_one_short_text_is_enough(tmp_path):
     model = tiny_models.write_bert(tmp_path / "model")
     config = weft.IndexConfig(dim=8)
-    retriever = weft.Retriever.create(tmp_path / "made", model, config=config, device="cpu")
+    retriever = weft.Retriever.create(tmp_path / "made", model, config=config, encoder_device="cpu")
     assert retriever.add([]) == 0
     retriever.add([Document("one", "the key")])
     assert retriever.search("key").ids == ("one",)

@@ -445,7 +445,7 @@ def test_index_and_search_equal_brute_force(tmp_path, folder, encoder):
                 folder, device="cpu", options={"attend": True, "on_long": "truncate"}
             ),
         )
-    again = weft.Retriever.open(tmp_path / "made.index", model=folder, device="cpu")
+    again = weft.Retriever.open(tmp_path / "made.index", model=folder, encoder_device="cpu")
     assert again.encoder.info == encoder.info
     for query in QUERIES[:3]:
         rows = expected_query(folder, query)

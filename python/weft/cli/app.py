@@ -22,7 +22,9 @@ from weft.cli.hits import hits_to_json, show_hits, show_summary
 from weft.cli.info import cuda_lines, info_to_json, show_encoded, show_info, show_plan
 from weft.cli.options import (
     DenseModel,
+    Device,
     Dim,
+    EncoderDevice,
     Explain,
     Fields,
     IndexPath,
@@ -38,6 +40,7 @@ from weft.cli.options import (
     Recipe,
     RecipeOption,
     Rerank,
+    Resources,
     SourcePath,
     SparseModel,
     Threads,
@@ -156,6 +159,8 @@ def build(
             "--skip-errors", help="Leave out documents that cannot be read, and count them."
         ),
     ] = False,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -170,7 +175,9 @@ def build(
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         started = time.monotonic()
-        encoder = cli_build.EncoderChoice(model, recipe, option or (), fields, dense, sparse)
+        encoder = cli_build.EncoderChoice(
+            model, recipe, option or (), fields, dense, sparse, encoder_device
+        )
         job = cli_build.Job.look(
             source, encoder, nbits, rerank, dim, max_ram, skip=skip_errors, note=view.note
         )
@@ -181,7 +188,8 @@ def build(
             view.progress() as progress,
         ):
             require_room(foretold, beside.parent)
-            job.build(beside, queries, threads=threads, progress=progress)
+            use = Resources(device, threads, encoder_device)
+            job.build(beside, queries, use=use, progress=progress)
         info = weft.Index.open(index).info
         seconds = time.monotonic() - started
         skipped = job.skipped()
@@ -191,6 +199,7 @@ def build(
                 "seconds": seconds,
                 "plan": as_json(foretold),
                 "encoded": job.encoded(),
+                "encoder_device": cli_fields.device_of(job.encoder),
                 "skipped": skipped,
             }
         )
@@ -223,6 +232,8 @@ def search(
     weights: Weights = None,
     model: Model = None,
     language: Language = None,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -232,7 +243,8 @@ def search(
     with view.reporting():
         found = cli_build.parse_where(where)
         with view.status("loading the encoder"):
-            retriever = cli_fields.open_retriever(index, model, weights, threads, language)
+            use = Resources(device, threads, encoder_device)
+            retriever = cli_fields.open_retriever(index, model, weights, use, language)
         if isinstance(retriever, weft.HybridRetriever):
             if explain:
                 raise InvalidArgumentError("--explain: expected an index of token embeddings alone")
@@ -241,7 +253,9 @@ def search(
             hits = retriever.search(
                 query, k, recall=recall, where=found, explain=explain or not json
             )
-        view.result({"query": query, **hits_to_json(hits, explain=explain)})
+        found_by = hits_to_json(hits, explain=explain)
+        encoded_on = cli_fields.device_of(retriever.encoder)
+        view.result({"query": query, **found_by, "encoder_device": encoded_on})
         for part in show_hits(hits, explain=explain, metadata=metadata):
             view.print(part)
         view.note(show_summary(hits))
@@ -285,6 +299,8 @@ def demo(
     passages: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Index only the first N passages.")
     ] = None,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -299,9 +315,8 @@ def demo(
     with view.reporting():
         from weft.cli import demo as cli_demo
 
-        cli_demo.run(
-            view, question, k=k, explain=explain, folder=path, limit=passages, threads=threads
-        )
+        use = Resources(device, threads, encoder_device)
+        cli_demo.run(view, question, k=k, explain=explain, folder=path, limit=passages, use=use)
 
 
 def installed_extras() -> list[str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from weft.cli.options import Resources
     from weft.encoders import Encoder
     from weft.lifecycle.planning import Plan
     from weft.types import Document, Progress
@@ -95,15 +96,17 @@ def build_texts(
     config: IndexConfig,
     *,
     queries: Path | None = None,
-    threads: int | None = None,
+    use: Resources,
     max_ram: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Encode documents and index them, tuned on the queries of a file if there is one."""
     asked = None if queries is None else _questions(queries)
-    retriever = _unfinished(path, encoder, config, threads)
+    retriever = _unfinished(path, encoder, config, use)
     if retriever is None:
-        retriever = Retriever.create(path, encoder, config=config, threads=threads)
+        retriever = Retriever.create(
+            path, encoder, config=config, device=use.device, threads=use.threads
+        )
     n_docs = retriever.add(
         documents, queries=asked, max_ram=max_ram, progress=progress, resume=True
     )
@@ -118,25 +121,24 @@ def build_fields(
     config: IndexConfig,
     fields: Sequence[str],
     *,
-    threads: int | None = None,
+    use: Resources,
     max_ram: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Encode documents in several fields and index them."""
     if is_unfinished(path, config) and Index.open(path).info.encoder != encoder.info:
         _discard(path)
+    places: dict[str, Any] = {"device": use.device, "threads": use.threads}
     if path.exists():
-        retriever = HybridRetriever(Index.open(path), encoder, fields=fields, threads=threads)
+        retriever = HybridRetriever(Index.open(path), encoder, fields=fields, **places)
     else:
-        retriever = HybridRetriever.create(
-            path, encoder, fields=fields, config=config, threads=threads
-        )
+        retriever = HybridRetriever.create(path, encoder, fields=fields, config=config, **places)
     if retriever.add(documents, max_ram=max_ram, progress=progress, resume=True) == 0:
         raise InvalidArgumentError(NO_DOCUMENTS)
 
 
 def _unfinished(
-    path: Path, encoder: Encoder, config: IndexConfig, threads: int | None
+    path: Path, encoder: Encoder, config: IndexConfig, use: Resources
 ) -> Retriever | None:
     """Give what an interrupted build has left, if it was made with the same encoder.
 
@@ -154,7 +156,10 @@ def _unfinished(
         _discard(path)
         return None
     fitted = not isinstance(encoder, FittedEncoder) or encoder.fitted
-    return Retriever.open(path, model=encoder if fitted else None, threads=threads)
+    return Retriever.open(
+        path, model=encoder if fitted else None,
+        device=use.device, encoder_device=use.encoder_device, threads=use.threads,
+    )  # fmt: skip
 
 
 def is_unfinished(path: Path, config: IndexConfig) -> bool:
@@ -241,12 +246,13 @@ class EncoderChoice:
     fields: str | None = None
     dense: str | None = None
     sparse: str | None = None
+    device: str = "auto"
 
     def load(self, dim: int | None) -> Encoder | JoinedEncoder | None:
         """Load it, if there is one; as an encoder of fields, if any are asked for."""
         first = self._load_first(dim)
         others = [
-            load(name, recipe=_recipe_for(field, name))
+            load(name, recipe=_recipe_for(field, name), device=self.device)
             for field, name in (("dense", self.dense), ("sparse", self.sparse))
             if name is not None
         ]
@@ -277,7 +283,9 @@ class EncoderChoice:
         for name, value in lengths.items():
             if value is not None:
                 lengths[name] = check_int(name, value, 1, 1_000_000)
-        return load(self.model, recipe=self.recipe, options=settings, dim=dim, **lengths)
+        return load(
+            self.model, recipe=self.recipe, options=settings, dim=dim, device=self.device, **lengths
+        )
 
 
 def _recipe_for(field: str, model: str) -> str | None:
@@ -378,7 +386,7 @@ class Job:
         return found
 
     def build(
-        self, path: Path, queries: Path | None, *, threads: int | None, progress: Progress | None
+        self, path: Path, queries: Path | None, *, use: Resources, progress: Progress | None
     ) -> None:
         """Build the index at `path`."""
         if isinstance(self.source, sources.EmbeddingSource):
@@ -386,7 +394,7 @@ class Job:
                 raise InvalidArgumentError(
                     "--queries: expected an encoder, but the source has none"
                 )
-            self._build_embeddings(path, self.source, threads, progress)
+            self._build_embeddings(path, self.source, use, progress)
             return
         if self.encoder is None:
             raise InvalidArgumentError(
@@ -397,7 +405,7 @@ class Job:
             if queries is not None:
                 raise InvalidArgumentError("--queries: expected no more fields than multi with it")
             build_fields(
-                path, self.source, self.encoder, self.config, self.kept, threads=threads,
+                path, self.source, self.encoder, self.config, self.kept, use=use,
                 max_ram=self.max_ram, progress=progress,
             )  # fmt: skip
             return
@@ -407,7 +415,7 @@ class Job:
             self.encoder,
             self.config,
             queries=queries,
-            threads=threads,
+            use=use,
             max_ram=self.max_ram,
             progress=progress,
         )
@@ -416,7 +424,7 @@ class Job:
         self,
         path: Path,
         source: sources.EmbeddingSource,
-        threads: int | None,
+        use: Resources,
         progress: Progress | None,
     ) -> None:
         if source.n_docs == 0:
@@ -425,8 +433,9 @@ class Job:
         index = Index.open(path) if unfinished else Index.create(path, self.config)
         done = 0
         with index.writer(
-            threads=threads, max_ram=self.max_ram, progress=progress, resume=True
-        ) as writer:
+            device=use.device, threads=use.threads, max_ram=self.max_ram, progress=progress,
+            resume=True,
+        ) as writer:  # fmt: skip
             for ids, embeddings in source:
                 writer.add(ids, embeddings)
                 done += len(ids)

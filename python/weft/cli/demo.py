@@ -22,6 +22,7 @@ from weft.lifecycle.storage import os_errors
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from weft.cli.options import Resources
     from weft.cli.view import View
 
 NOTICE = (
@@ -38,7 +39,7 @@ def run(
     explain: bool,
     folder: Path | None,
     limit: int | None,
-    threads: int | None,
+    use: Resources,
 ) -> None:
     """Build the demo's index or find it, ask the questions and show the answers."""
     k = check_int("k", k, 1)
@@ -51,10 +52,13 @@ def run(
         view.note(f"using the index of an earlier run: {path}")
     else:
         view.note(Text("The documentation of Python's standard library, searched", "bold"))
-        build(view, path, limit, threads)
+        build(view, path, limit, use)
     built = time.monotonic() - started
     with view.status("loading MiniLM"):
-        retriever = weft.Retriever.open(path, model=demo.MODEL, threads=threads)
+        retriever = weft.Retriever.open(
+            path, model=demo.MODEL,
+            device=use.device, encoder_device=use.encoder_device, threads=use.threads,
+        )  # fmt: skip
     info = retriever.index.info
     n_docs, n_tokens = count(info.n_docs), count(info.n_tokens)
     view.note(f"{n_docs} passages, {n_tokens} tokens, {size(info.n_bytes)} on disk")
@@ -85,7 +89,7 @@ def run(
         view.note('ask your own: weft demo "parse a date from a string" --explain')
 
 
-def build(view: View, path: Path, limit: int | None, threads: int | None) -> None:
+def build(view: View, path: Path, limit: int | None, use: Resources) -> None:
     """Build the demo's index."""
     with os_errors("create folder", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +97,13 @@ def build(view: View, path: Path, limit: int | None, threads: int | None) -> Non
         documents = list(islice(demo.passages(), limit))
     view.note(f"1. found {count(len(documents))} documented modules, classes and functions")
     with view.status("loading MiniLM"):
-        encoder = weft.encoders.load(demo.MODEL)
+        encoder = weft.encoders.load(demo.MODEL, device=use.encoder_device)
     view.note("2. MiniLM turns each word piece into 128 numbers; weft compresses and indexes them")
     with (
         cli_build.built_beside(path, replace=False, note=view.note) as beside,
         view.progress() as progress,
     ):
         cli_build.build_texts(
-            beside, documents, encoder, weft.IndexConfig(), threads=threads, progress=progress
+            beside, documents, encoder, weft.IndexConfig(), use=use, progress=progress
         )
     view.note(f"3. the index is in {path}")

@@ -14,9 +14,11 @@ import typer
 from rich.table import Table
 
 from weft import evaluation, sources
-from weft.cli.fields import EXACT, measure_fields, open_retriever
+from weft.cli.fields import EXACT, device_of, measure_fields, open_retriever
 from weft.cli.info import TRUTHS
 from weft.cli.options import (
+    Device,
+    EncoderDevice,
     Json,
     K,
     Language,
@@ -24,6 +26,7 @@ from weft.cli.options import (
     NoProgress,
     Quiet,
     Recall,
+    Resources,
     Threads,
     Weights,
     examples,
@@ -152,6 +155,8 @@ def evaluate(
     weights: Weights = None,
     model: Model = None,
     language: Language = None,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -199,15 +204,16 @@ def evaluate(
         with view.progress() as progress:
             if index is not None:
                 assert texts is not None
-                retriever = open_retriever(index, model, weights, threads, language)
+                use = Resources(device, threads, encoder_device)
+                retriever = open_retriever(index, model, weights, use, language)
                 if isinstance(retriever, HybridRetriever):
                     shown.facts, shown.runs = measure_fields(
                         retriever, texts, name=str(index), depth=depth, recall=recall,
-                        progress=progress,
+                        device=device, progress=progress,
                     )  # fmt: skip
                 else:
                     shown.facts, answers, exact = measure_index(
-                        retriever, texts, k=k, depth=depth, recall=recall, threads=threads,
+                        retriever, texts, k=k, depth=depth, recall=recall, use=use,
                         progress=progress,
                     )  # fmt: skip
                     shown.runs |= {str(index): answers, EXACT: exact}
@@ -288,23 +294,27 @@ def measure_index(
     k: int,
     depth: int,
     recall: float,
-    threads: int | None,
+    use: Resources,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], Run, Run]:
     """Answer queries, and compare with the exact search: facts, answers, exact answers.
 
-    Exact is `Searcher.exact_search`, over what the index keeps of the rows; "against" says what.
-    Recall and the median are of searches for k, the answers those of a search for `depth`.
+    Exact is `Searcher.exact_search` on the CPU, over what the index keeps of the rows; "against"
+    says what. Recall and the median are of searches for k on the device that was asked for, the
+    answers those of a search for `depth`.
     """
     rows = [query.values for query in retriever.encode_queries(list(texts.values()))]
-    searcher = retriever.index.searcher(threads=threads)
+    exactly = retriever.index.searcher(threads=use.threads)
+    searcher = exactly
+    if use.device != "cpu":
+        searcher = retriever.index.searcher(device=use.device, threads=use.threads)
     answers, exact, times = [], [], []
     for number, row in enumerate(rows, start=1):
         started = time.perf_counter()
         found = searcher.search(row, k, recall=recall)
         times.append(1_000 * (time.perf_counter() - started))
         answers.append(found)
-        exact.append(searcher.exact_search(row, depth))
+        exact.append(exactly.exact_search(row, depth))
         if progress is not None:
             progress("search", number, len(rows))
     overlap = evaluation.mean_overlap(answers, [wanted.replace(wanted[:k]) for wanted in exact])
@@ -319,6 +329,8 @@ def measure_index(
         "index": f"dim {config.dim}, nbits {config.nbits}, rerank {config.rerank}, "
         f"seed {config.seed}",
         "path": point.path,
+        "device": searcher.device,
+        "encoder device": device_of(retriever.encoder),
         f"recall@{k}": overlap,
         "against": TRUTHS[searcher.truth],
         "recall promised": point.measured,

@@ -20,6 +20,7 @@ from weft.retriever import Retriever
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from weft.cli.options import Resources
     from weft.evaluation import Run
     from weft.types import Hits, Progress
 
@@ -31,7 +32,7 @@ def open_retriever(
     path: Path,
     model: str | None,
     weights: str | None,
-    threads: int | None,
+    use: Resources,
     language: str | None = None,
 ) -> Retriever | HybridRetriever:
     """Open an index with its encoder, by what it holds; `language` is that of the queries."""
@@ -49,16 +50,33 @@ def open_retriever(
                 f"--weights {weights}: {path} holds token embeddings alone, expected several fields"
             )
         if stored is None or language is None:
-            return Retriever.open(path, model=model, threads=threads)
-        one = load(model or stored.name, info=stored, options=settings, download=model is not None)
-        return Retriever.open(path, model=one, threads=threads)
+            chosen: Any = model
+        else:
+            chosen = load(
+                model or stored.name, info=stored, options=settings, device=use.encoder_device,
+                download=model is not None,
+            )  # fmt: skip
+        return Retriever.open(
+            path, model=chosen,
+            device=use.device, encoder_device=use.encoder_device, threads=use.threads,
+        )  # fmt: skip
     fusion = None if weights is None else Weighted(_weights(weights))
     encoder = None
     if model is not None:
-        encoder = JoinedEncoder([load(model, info=stored, options=settings)])
+        one = load(model, info=stored, options=settings, device=use.encoder_device)
+        encoder = JoinedEncoder([one])
     elif stored is not None and language is not None:
-        encoder = stored_fields(stored, language=language)
-    return HybridRetriever.open(path, encoder=encoder, fusion=fusion, threads=threads)
+        encoder = stored_fields(stored, language=language, device=use.encoder_device)
+    return HybridRetriever.open(
+        path, encoder=encoder, fusion=fusion,
+        device=use.device, encoder_device=use.encoder_device, threads=use.threads,
+    )  # fmt: skip
+
+
+def device_of(encoder: object) -> str | None:
+    """Tell where the model of an encoder runs; None where it does not say."""
+    device = getattr(encoder, "device", None)
+    return None if device is None else str(device)
 
 
 def _weights(text: str) -> dict[str, float]:
@@ -82,6 +100,7 @@ def measure_fields(
     name: str,
     depth: int,
     recall: float,
+    device: str,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], dict[str, Run]]:
     """Answer queries from all fields together and from each alone: facts, and runs by name.
@@ -89,7 +108,8 @@ def measure_fields(
     The line "exact" is of all fields together, each searched exhaustively.
     """
     queries = retriever.encode_queries(list(texts.values()))
-    alone = HybridSearcher(retriever.index.searcher())
+    searcher = retriever.index.searcher(device=device)
+    alone = HybridSearcher(searcher)
     names = [name, EXACT, *(f"{name} {field}" for field in retriever.fields)]
     answers: dict[str, list[Hits]] = {one: [] for one in names}
     times = []
@@ -110,6 +130,8 @@ def measure_fields(
         "encoder": None if stored is None else f"{stored.name} ({stored.recipe})",
         "fields": ", ".join(retriever.fields),
         "fusion": repr(retriever.fusion),
+        "device": searcher.device,
+        "encoder device": device_of(retriever.encoder),
         "median ms": statistics.median(times),
     }
     runs = {

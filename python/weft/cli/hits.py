@@ -87,7 +87,8 @@ def show_hits(hits: Hits, *, explain: bool, metadata: bool = False) -> Iterator[
 def show_summary(hits: Hits) -> Text:
     """Say in one line how the answer was found."""
     point = hits.operating_point
-    parts = [f"{len(hits)} of {hits.n_matching:,} documents", f"{point.path or 'searched'}"]
+    how = f"{point.path or 'searched'} on {hits.device}"
+    parts = [f"{len(hits)} of {hits.n_matching:,} documents", how]
     if point.path == "pruned" and point.measured is not None:
         parts.append(f"recall@{point.k} {point.measured:.3f} on {point.tuned_on}")
         if not point.reached:

@@ -12,7 +12,18 @@ import typer
 
 from weft import encoders, evaluation, sources
 from weft.cli.fields import open_retriever
-from weft.cli.options import Json, Language, NoProgress, Quiet, Threads, Weights, examples
+from weft.cli.options import (
+    Device,
+    EncoderDevice,
+    Json,
+    Language,
+    NoProgress,
+    Quiet,
+    Resources,
+    Threads,
+    Weights,
+    examples,
+)
 from weft.cli.view import View, as_json, count, pairs
 from weft.errors import IndexExistsError, InvalidArgumentError, NotFoundError
 from weft.evaluation import Collection
@@ -112,6 +123,8 @@ def mine_negatives(
     ] = None,
     weights: Weights = None,
     language: Language = None,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -151,15 +164,18 @@ def mine_negatives(
             for name, grade in grades.items()
             if grade > 0
         }
+        use = Resources(device, threads, encoder_device)
         with view.progress() as progress:
             asked = [
-                _scorer(who, documents, weights, language, threads, progress)
+                _scorer(who, documents, weights, use, language, progress)
                 for who in rankers or ["bm25"]
             ]
             indexes = [who for who in rankers or () if Path(who).is_dir()]
             like = None
             if max_similarity is not None and indexes:
-                like = index_similarity(Retriever.open(indexes[0], threads=threads))
+                like = index_similarity(
+                    Retriever.open(indexes[0], encoder_device=encoder_device, threads=threads)
+                )
             done = mine(
                 queries, documents, qrels, asked, rule,
                 exclude=excluded, similarity=like, progress=progress,
@@ -215,6 +231,8 @@ def distill_scores(
     ] = None,
     weights: Weights = None,
     language: Language = None,
+    device: Device = "cpu",
+    encoder_device: EncoderDevice = "auto",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -236,9 +254,10 @@ def distill_scores(
         for option, value in (("--weights", weights), ("--language", language)):
             if value is not None and (teacher is None or not Path(teacher).is_dir()):
                 raise InvalidArgumentError(f"{option} {value}: expected an index as --teacher")
+        use = Resources(device, threads, encoder_device)
         with view.progress() as progress:
             if teacher is not None:
-                scorer = _scorer(teacher, documents, weights, language, threads, progress)
+                scorer = _scorer(teacher, documents, weights, use, language, progress)
                 scored = []
                 for one in distill(examples_, scorer, normalise=normalise):  # type: ignore[arg-type]
                     scored.append(one)
@@ -296,13 +315,13 @@ def _scorer(
     who: str,
     documents: dict[str, str],
     weights: str | None,
+    use: Resources,
     language: str | None,
-    threads: int | None,
     progress: Progress | None,
 ) -> Ranker:
     path = Path(who)
     if path.is_dir():
-        found = open_retriever(path, None, weights, threads, language)
+        found = open_retriever(path, None, weights, use, language)
         if isinstance(found, HybridRetriever):
             return HybridScorer(found, who)
         return IndexScorer(found, who)

@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a command may use: a device and threads for the index, a device for the encoder."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    encoder_device: str = "auto"
 
 
 def examples(*lines: str) -> str:
@@ -113,6 +123,22 @@ Explain = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(help="Threads; all processors that we may use by default.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Where the index is searched or built: cpu; cuda or cuda:1, a GPU, or an error if it "
+        "cannot be had; auto, the first GPU where that works, else cpu. weft info lists them.",
+    ),
+]
+EncoderDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Where the encoder runs: cpu, cuda:1 or another that torch knows; auto, the first GPU "
+        "that torch sees, else cpu.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]

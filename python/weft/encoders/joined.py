@@ -147,6 +147,11 @@ class JoinedEncoder:
         """What the first encoder counts, if it does; the others read the same texts."""
         return getattr(next(iter(self._by_field.values())), "counts", None)
 
+    @property
+    def device(self) -> Any:  # noqa: ANN401
+        """Where the model of the first encoder runs, if it has one; the others are beside it."""
+        return getattr(next(iter(self._by_field.values())), "device", None)
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Give how many token embeddings each text has, without running a model."""
         encoder = self._by_field.get("multi", self._by_field.get("all"))

@@ -175,6 +175,11 @@ class PooledEncoder:
         """What the encoder counts, if it does."""
         return self._inner.counts
 
+    @property
+    def device(self) -> Any:  # noqa: ANN401
+        """Where its model runs, if it has one."""
+        return getattr(self._inner, "device", None)
+
     def encode_queries(self, texts: Sequence[str]) -> list[TokenEmbeddings]:
         """Give the token embeddings of each query, all of them."""
         found: list[TokenEmbeddings] = self._inner.encode_queries(texts)
