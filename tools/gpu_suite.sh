@@ -1,20 +1,32 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Everything that needs a GPU, in one run on a machine with one: builds weft with the plug-in, measures what the
-# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times the scan.
+# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times the scan, with its
+# share of what the device gives.
 #
-#   tools/gpu_suite.sh OUT.json [TOKENS]        TOKENS of the largest scan; 100000000 by default
+#   tools/gpu_suite.sh OUT.json [--tokens N] [--peers WHEELS]
+#
+# N tokens in the largest scan, 100000000 by default. WHEELS is a folder with those of fast-plaid and xtr-warp-rs for
+# this Python and its torch, and of what they import: then they are compared with weft and with plain torch on sets
+# of 10^6 and 10^7 tokens, which takes half an hour more; the rows are in OUT.peers.jsonl, for bench/peers/report.py.
 #
 # Needs nvcc, cmake, ninja and a Python with weft's build and test requirements (scikit-build-core, pybind11,
 # numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
 # other than 0 if a step failed; a sanitizer that the machine refuses is "unsupported", which is no pass.
 set -uo pipefail
-if [ $# -lt 1 ]; then
-  sed -n '3,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+out='' tokens=100000000 peers='' n_steps=12
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --tokens) tokens=$2 && shift ;;
+    --peers) peers=$(realpath -m "$2") n_steps=13 && shift ;;
+    *) out=$(realpath -m "$1") ;;
+  esac
+  shift
+done
+if [ -z "$out" ]; then
+  sed -n '3,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
-out=$(realpath -m "$1")
-tokens=${2:-100000000}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -53,8 +65,22 @@ bench() {
   done
 }
 
-export work tokens
-export -f gpu_tests sanitize bench
+# Every engine on the same sets, recall against exact search.
+compare() {
+  local size sets=()
+  export PYTHONPATH="$work/site"
+  for size in 1000000 10000000; do
+    sets+=("$work/sets/synthetic-$size")
+    python3 bench/data.py synthetic "$size" --out "${sets[-1]}" --n-queries 1000 || return 1
+  done
+  python3 bench/peers/run.py "${sets[@]}" --out "$work/peers" --environments "$work/environments" --peers "$peers" \
+    --device cuda:0 --engines weft,torch,fast-plaid,xtr-warp-rs --queries 1000 --batches 8,64,256 \
+    --threads "$(nproc)" --rounds 3 --seconds 5 --build-limit 900
+  cp "$work/peers/rows.jsonl" "${out%.json}.peers.jsonl"
+}
+
+export work out tokens peers
+export -f gpu_tests sanitize bench compare
 
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 architecture=${capability:-90}
@@ -76,18 +102,20 @@ if step build 300 python3 -m pip install -q --no-build-isolation --no-deps --no-
   for tool in memcheck racecheck synccheck; do
     step "$tool" 240 sanitize "$tool"
   done
+  [ -z "$peers" ] || step compare 2400 compare
 fi
 
 commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-python3 - "$work/steps" "$out" "$commit" <<'PYTHON'
+python3 - "$work/steps" "$out" "$commit" "$work/peers/rows.jsonl" "$n_steps" <<'PYTHON'
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "tools")
+sys.path[:0] = ["tools", "bench/gpu"]
 from attest import source_hashes
+from roofline import with_bound
 
-folder, out, commit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+folder, out, commit, peers, n_steps = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
 steps = {}
 for path in sorted(folder.glob("*.status"), key=lambda path: path.stat().st_mtime):
     status, seconds = map(int, path.read_text().split())
@@ -103,12 +131,20 @@ def rows(name):
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
+def compared(path):
+    """What was measured beside other engines, without the times of single queries."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k not in ("ms", "shares")} for line in lines]
+
+
+ceilings = rows("ceilings")
 result = {
-    "ok": len(steps) == 12 and all(step["state"] != "failed" for step in steps.values()),
+    "ok": len(steps) == int(n_steps) and all(step["state"] != "failed" for step in steps.values()),
     "commit": commit,
     "sources": source_hashes(),
-    "ceilings": rows("ceilings"),
-    "scan": rows("scan"),
+    "ceilings": ceilings,
+    "scan": [with_bound(row, ceilings[0]) for row in rows("scan") if ceilings],
+    "peers": compared(Path(peers)),
     "info": rows("info"),
     "steps": steps,
 }

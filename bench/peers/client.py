@@ -26,20 +26,21 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """An engine in its own environment, with a number of threads."""
+    """An engine in its own environment, with a number of threads and a device."""
 
     def __init__(
-        self, python: Path, module: str, threads: int, log: Path, *, python_path: str | None = None
-    ) -> None:
+        self, python: Path, module: str, threads: int, log: Path,
+        *, device: str = "cpu", python_path: str | None = None,
+    ) -> None:  # fmt: skip
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         if python_path:
             kept["PYTHONPATH"] = python_path
         kept["PATH"] = f"{python.parent}{os.pathsep}{kept.get('PATH', '')}"  # tools of its own
         pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))
-        self.log = log
+        self.log, self.device = log, device
         with log.open("a") as errors:
             self.process = subprocess.Popen(
-                [str(python), str(WORKER), module, str(threads)], env=kept | pinned,
+                [str(python), str(WORKER), module, str(threads), device], env=kept | pinned,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
 
@@ -78,14 +79,14 @@ class Worker:
 
     @contextmanager
     def watched_memory(self) -> Iterator[dict[str, float]]:
-        """Fill in how far resident and anonymous memory rise above what they are now, in MB."""
-        before = memory(self.process.pid)
+        """Fill in how far memory rises above what it is now, in MB; see `memory`."""
+        before = memory(self.process.pid, self.device)
         peak = dict(before)
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(SAMPLE_SECONDS):
-                for name, value in memory(self.process.pid).items():
+                for name, value in memory(self.process.pid, self.device).items():
                     peak[name] = max(peak[name], value)
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -99,8 +100,11 @@ class Worker:
             risen |= {name: round(peak[name] - before[name], 1) for name in peak}
 
 
-def memory(pid: int) -> dict[str, float]:
-    """MB of a process and its children: resident, and anonymous (not backed by a file)."""
+def memory(pid: int, device: str = "cpu") -> dict[str, float]:
+    """MB of a process and its children: resident, and anonymous (not backed by a file).
+
+    With a GPU also what is taken of its memory, by whomever.
+    """
     total = {"build_rss_mb": 0.0, "build_anonymous_mb": 0.0}
     waiting = [pid]
     while waiting:
@@ -113,4 +117,15 @@ def memory(pid: int) -> dict[str, float]:
                 total[name] += int(status.get(key, "0 kB").split()[0]) / 1024
             for task in (folder / "task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
+    if device.startswith("cuda"):
+        total["build_device_mb"] = float(gpu("memory.used", device).split()[0])
     return total
+
+
+def gpu(fields: str, device: str) -> str:
+    """What nvidia-smi says of a GPU."""
+    number = device.partition(":")[2] or "0"
+    return subprocess.run(
+        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={number}"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip

@@ -45,6 +45,7 @@ ENGINES = {
     "numpy": ("numpy_scan", "scan"),
     "maxsim-cpu": ("maxsim_cpu_scan", "scan"),
     "tachiom": ("tachiom_index", "tachiom"),
+    "torch": ("torch_scan", "torch"),
     "fast-plaid": ("fast_plaid_index", "torch"),
     "xtr-warp-rs": ("xtr_warp_index", "torch"),
     "stanford-plaid": ("stanford_plaid_index", "pylate"),
@@ -73,6 +74,17 @@ def python_of(name: str, folder: Path, log: Path) -> Path:
         _install_patched(wanted.patched, python, log)
     ready.write_text(about)
     return python
+
+
+@cache
+def unpacked(wheels: Path, folder: Path, log: Path) -> Path:
+    """All wheels of a folder in one place, to be used beside the packages of this interpreter."""
+    place = folder / "wheels"
+    _run(
+        log, sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--upgrade",
+        "--target", place, *sorted(wheels.glob("*.whl")),
+    )  # fmt: skip
+    return place
 
 
 def commit() -> str:

@@ -15,7 +15,7 @@ from points import Point, frontier, select
 COLOURS = {
     "weft": "#c1121f", "weft.maxsim": "#f4978e", "tachiom": "#1d3557", "fast-plaid": "#2a9d8f",
     "xtr-warp-rs": "#e9a03b", "stanford-plaid": "#7b5ea7", "numpy": "#777777",
-    "maxsim-cpu": "#aaaaaa",
+    "maxsim-cpu": "#aaaaaa", "torch": "#6d4c41",
 }  # fmt: skip
 OTHER = "black"
 BARS = {

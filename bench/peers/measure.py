@@ -36,7 +36,9 @@ class Trial:
     cores: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
+    sizes: tuple[int, ...] = ()
     batches: list[float] = field(default_factory=list)
+    sized: dict[int, list[float]] = field(default_factory=dict)
     found: list[list[int]] = field(default_factory=list)
     batch_found: list[list[int]] = field(default_factory=list)
     failed: str | None = None
@@ -69,6 +71,12 @@ class Trial:
         )  # fmt: skip
         self.batch_found = told["found"] if answers else self.batch_found
         self.batches.append(told["seconds"])
+        n = len(self.batch_found)
+        for size in (one for one in self.sizes if one <= n):
+            told = self.worker.ask(
+                "search_batch", k=self.k, setting=self.setting, answers=False, n=n, at_once=size
+            )
+            self.sized.setdefault(size, []).append(told["seconds"])
 
     def row(self, truth: np.ndarray) -> dict[str, Any]:
         """What was measured; `truth` is [n_queries, at least k], -1 where there is none."""
@@ -87,6 +95,8 @@ class Trial:
         if self.batches:
             row["qps"] = len(self.batch_found) / float(np.median(self.batches))
             row["qps_queries"] = len(self.batch_found)
+            row |= {f"qps_of_{size}": row["qps_queries"] / float(np.median(seconds))
+                    for size, seconds in self.sized.items()}  # fmt: skip
             row["qps_recall"] = float(np.mean(shares(self.batch_found, truth, self.k)))
         row["shares"] = [round(x, 4) for x in shares(self.found, truth, self.k)]
         row["ms"] = [round(x, 5) for x in times.tolist()]

@@ -14,7 +14,7 @@ import figures
 from points import Point, fastest, pairs, read, select
 
 TARGETS = (0.8, 0.9, 0.95, 0.99)
-SCANS = ("numpy", "maxsim-cpu", "weft.maxsim")
+SCANS = ("numpy", "maxsim-cpu", "weft.maxsim", "torch")
 EXHAUSTIVE = {"recall": 1.0}
 
 

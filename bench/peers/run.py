@@ -7,6 +7,10 @@ Each engine runs in its own process and virtual environment, and only one of the
 Builds are kept under --environments and reused, with the build time they were recorded with; those
 of weft are always made anew. Appends rows to FOLDER/rows.jsonl; report.py makes tables and figures
 of them. An engine that cannot be installed, built or searched becomes a row that says why.
+
+With --device all engines build and search there. With --peers they come from a folder of wheels,
+for the interpreter that runs this and beside its torch, so that nothing is fetched: see
+tools/gpu_suite.sh, which does both.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from typing import Any
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from builds import built
-from client import Worker, WorkerError
-from environments import ENGINES, commit, machine, python_of
+from client import Worker, WorkerError, gpu
+from environments import ENGINES, commit, machine, python_of, unpacked
 from measure import Effort, Trial, in_turn
 
 from data import EmbeddingSet, load_set
@@ -42,6 +46,9 @@ class Run:
         self.effort = Effort(args.rounds, args.seconds)
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.common = {"machine": machine(), "commit": commit(), "run": started}
+        self.common["device"] = args.device
+        if args.device.startswith("cuda"):
+            self.common["gpu"] = gpu("name,driver_version,memory.total", args.device)
         if args.weft_python:
             self.common["weft_python"] = str(args.weft_python)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -56,12 +63,18 @@ class Run:
 
     def start(self, engine: str, threads: int) -> Worker:
         module, name = ENGINES[engine]
+        log = self.args.out / f"{name}.log"
         python, python_path = self.args.weft_python, os.environ.get("PYTHONPATH")
-        if name != "weft" or python is None:
-            log = self.args.out / f"{name}.log"
+        if self.args.peers:
+            python = Path(sys.executable)
+            if name != "weft":
+                python_path = str(unpacked(self.args.peers, self.args.environments, log))
+        elif name != "weft" or python is None:
             python, python_path = python_of(name, self.args.environments, log), None
-        log = self.args.out / f"{engine}.log"
-        return Worker(python, module, threads, log, python_path=python_path)
+        return Worker(
+            python, module, threads, self.args.out / f"{engine}.log",
+            device=self.args.device, python_path=python_path,
+        )  # fmt: skip
 
     def measure(self, folder: Path) -> None:
         """All engines on one set."""
@@ -91,7 +104,7 @@ class Run:
         try:
             told = worker.ask("about")
             wanted = identity | {name: told[name] for name in ("version", "options")}
-            wanted["threads"] = max(self.args.threads)
+            wanted |= {"threads": max(self.args.threads), "device": self.args.device}
             record = built(
                 worker, told, folder, place, identity=wanted,
                 limit=self.args.build_limit, reuse=engine != "weft",
@@ -136,7 +149,7 @@ class Run:
             worker.ask("take", folder=str(folder))
         worker.ask("queries", folder=str(folder), order=order)
         return [
-            Trial(engine, worker, setting, k, build["batch"])
+            Trial(engine, worker, setting, k, build["batch"], sizes=tuple(self.args.batches))
             for k in self.args.k
             for setting in worker.ask("settings", k=k)
         ]
@@ -163,10 +176,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engines", default=",".join(ENGINES), help="default: all")
     parser.add_argument("--environments", type=Path, default=Path("~/.cache/weft-bench"))
+    parser.add_argument("--device", default="cpu", help="where all engines build and search")
+    parser.add_argument("--peers", type=Path, help="folder of wheels; default: environments by pip")
     parser.add_argument("--weft-python", type=Path, help="measure the weft of this interpreter")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--k", type=numbers, default=[10, 100])
+    parser.add_argument("--batches", type=numbers, default=[], help="sizes to time beside all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="most for a round of a setting")
     parser.add_argument("--build-limit", type=float, default=3_600, help="seconds")

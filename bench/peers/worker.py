@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine in a process of its own: requests in, answers out, one JSON line each.
 
-    python bench/peers/worker.py MODULE THREADS
+    python bench/peers/worker.py MODULE THREADS DEVICE
 
 The standard output carries answers alone; whatever the engine prints goes to the standard error.
 """
@@ -76,10 +76,16 @@ class Session:
         numbers = [self.engine.numbers(one) for one in found] if answers else None
         return {"ms": times, "cores": cores, "found": numbers}
 
-    def search_batch(self, k: int, setting: dict, n: int, answers: bool) -> dict[str, Any]:
-        """The first n queries in one call."""
+    def search_batch(
+        self, k: int, setting: dict, n: int, answers: bool, at_once: int | None = None
+    ) -> dict[str, Any]:
+        """The first n queries in one call, or in calls of so many."""
+        size = at_once or n
         begin, cpu = time.perf_counter(), time.process_time()
-        found = self.engine.search_batch(self.prepared[:n], k, setting)
+        found = []
+        for first in range(0, n, size):
+            queries = self.prepared[first : min(first + size, n)]
+            found += self.engine.search_batch(queries, k, setting)
         seconds = time.perf_counter() - begin
         cores = (time.process_time() - cpu) / seconds
         numbers = [self.engine.numbers(one) for one in found] if answers else None
@@ -87,7 +93,7 @@ class Session:
 
 
 def main() -> None:
-    module, threads = sys.argv[1], int(sys.argv[2])
+    module, threads, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     session = None
@@ -95,7 +101,8 @@ def main() -> None:
         request = json.loads(line)
         try:
             if session is None:
-                session = Session(importlib.import_module(f"engines.{module}").Adapter(threads))
+                adapter = importlib.import_module(f"engines.{module}").Adapter
+                session = Session(adapter(threads, device))
             answer = {"ok": getattr(session, request.pop("do"))(**request)}
         except BaseException as error:  # engines panic: say so, and let the other engines go on
             traceback.print_exc()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tools for a machine with a GPU, as far as they run without one."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -24,6 +25,31 @@ def test_the_benchmark_of_the_scan(emulator, tmp_path):
     assert all(row["median_ms"] > 0 for row in rows)
     assert rows[0]["operations"] == 2 * 2 * 128 * 2 * 100
     assert rows[0]["code_bytes"] == 100 * (16 + 7)
+
+
+def test_shares_of_what_a_device_gives():
+    spec = importlib.util.spec_from_file_location("roofline", ROOT / "bench/gpu/roofline.py")
+    roofline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(roofline)
+    ceilings = {"read_bytes_per_s": 4e12, "l2_bytes_per_s": 1e13, "mma_s8_operations_per_s": 8e14}
+    row = {"median_ms": 2.0, "code_bytes": 4e9, "centroid_bytes": 2e9, "operations": 4e11}
+    found = roofline.with_bound(row, ceilings)
+    assert (found["bound_ms"], found["bound_by"]) == (1.0, "code_bytes")
+    assert found["share_of_bound"] == 0.5
+    found = roofline.with_bound(row | {"operations": 1.2e12}, ceilings)
+    assert (found["bound_ms"], found["bound_by"]) == (1.5, "operations")
+    assert roofline.with_bound({"tokens": 5}, ceilings) == {"tokens": 5}
+
+
+def test_the_suite_tells_how_it_is_called():
+    done = subprocess.run(
+        [ROOT / "tools/gpu_suite.sh"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[4].strip() == (
+        "tools/gpu_suite.sh OUT.json [--tokens N] [--peers WHEELS]"
+    )
+    assert "no pass" in done.stderr.splitlines()[-1]
 
 
 def test_the_ceilings_compile(tmp_path):

@@ -69,6 +69,46 @@ def test_worker_answers_with_the_exact_documents(worker, small_set):
         assert len(told["ms"]) == 3
 
 
+def test_brute_force_in_torch_finds_them_in_blocks(monkeypatch, small_set):
+    pytest.importorskip("torch")
+    scan = module("engines.torch_scan")
+    monkeypatch.setattr(scan, "BLOCK_TOKENS", 3_000)
+    data = module("data").load_set(small_set)
+    engine = scan.Adapter(1)
+    engine.take(np.array(data.values), np.array(data.offsets), small_set)
+    assert len(engine.blocks) > 3
+    queries = [engine.prepare(np.array(data.query(number))) for number in range(data.n_queries)]
+    found = engine.search_batch(queries, 10, {})
+    measure = module("measure")
+    assert np.mean(measure.shares(found, exact(small_set, 10), 10)) > 0.9  # bfloat16 swaps a few
+    assert found[3] == engine.search(queries[3], 10, {})
+
+
+def test_a_batch_may_be_asked_in_parts(worker, small_set):
+    """NumPy's engine has no batches, so it is given one."""
+    session = module("worker").Session(Batches())
+    session.prepared = list(range(10))
+    for size, wanted in ((None, [7]), (3, [3, 3, 1]), (9, [7])):
+        session.engine.sizes.clear()
+        told = session.search_batch(k=1, setting={}, n=7, answers=True, at_once=size)
+        assert session.engine.sizes == wanted
+        assert told["found"] == [[number] for number in range(7)]
+
+
+class Batches:
+    """An engine that notes how many queries it is asked at a time."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def search_batch(self, queries, _k, _setting):
+        self.sizes.append(len(queries))
+        return queries
+
+    def numbers(self, found):
+        return [found]
+
+
 def test_worker_stops_when_the_time_is_over_but_not_before_the_least(worker, small_set):
     worker.ask("take", folder=str(small_set))
     worker.ask("queries", folder=str(small_set), order=[0, 1, 2] * 3)
@@ -140,6 +180,18 @@ def test_throughput_is_of_as_many_queries_as_there_is_time_for():
     assert worker.asked[1]["n"] == 20
     row = one.row(np.zeros((50, 10), int))
     assert (row["qps"], row["qps_queries"], row["recall@10"]) == (10, 20, 1.0)
+
+
+def test_throughput_of_batches_of_given_sizes():
+    single = {"ms": [1.0] * 20, "cores": 1.0, "found": [[0]] * 20}
+    answers = [single, {"seconds": 2.0, "cores": 1.0, "found": [[0]] * 20}, {"seconds": 4.0}]
+    worker = Answers(*answers)
+    one = trial(worker, k=10, batch=True, sizes=(8, 64))
+    one.round(20, module("measure").Effort(1, 2.0, 5))
+    assert worker.asked[2]["at_once"] == 8
+    row = one.row(np.zeros((20, 10), int))
+    assert (row["qps"], row["qps_of_8"]) == (10, 5)
+    assert "qps_of_64" not in row
 
 
 def test_failed_setting_is_a_row():

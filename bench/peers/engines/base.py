@@ -24,8 +24,8 @@ class Engine:
     has_index = True  # False: searches what `take` was given
     has_batch = True
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        self.threads, self.device = threads, device
 
     def version(self) -> str:
         return version(self.package)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fast-plaid, on the CPU."""
+"""fast-plaid; on a GPU with all of its index in the GPU's memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ class Adapter(TorchEngine):
     def settings(self, k: int) -> list[Setting]:
         return [{"n_ivf_probe": probe, "n_full_scores": full} for probe, full in SWEEP]
 
+    def _index(self, folder: Path) -> search.FastPlaid:
+        placed = {} if self.device == "cpu" else {"index_gpu_memory": "high"}
+        return search.FastPlaid(index=str(folder), device=self.device, **placed)
+
     def build(self, folder: Path) -> Setting:
-        search.FastPlaid(index=str(folder), device="cpu").create(
+        self._index(folder).create(
             documents_embeddings=self.documents, n_samples_kmeans=self.sample, **self.options
         )
         return {"note": f"n_samples_kmeans={self.sample}"}
 
     def open(self, folder: Path) -> None:
-        self.index = search.FastPlaid(index=str(folder), device="cpu")
+        self.index = self._index(folder)
 
     def search(self, query: torch.Tensor, k: int, setting: Setting) -> list:
         return self.index.search(query[None], top_k=k, show_progress=False, **setting)[0]
 
     def search_batch(self, queries: list, k: int, setting: Setting) -> list:
         return self.index.search(
-            queries, top_k=k, show_progress=False, n_processes=self.threads, **setting
-        )
+            queries, top_k=k, show_progress=False,
+            n_processes=self.threads if self.device == "cpu" else None, **setting,
+        )  # fmt: skip

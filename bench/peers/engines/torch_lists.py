@@ -14,8 +14,8 @@ FEW_DOCUMENTS = 5_000
 
 
 class TorchEngine(Engine):
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        super().__init__(threads, device)
         torch.set_num_threads(threads)
 
     def take(self, values: np.ndarray, offsets: np.ndarray, set_folder: Path) -> None:
@@ -25,7 +25,8 @@ class TorchEngine(Engine):
     @property
     def sample(self) -> int | None:
         """Documents that k-means sees; larger sets would take hours with all that is sampled."""
-        return 2_000 if len(self.documents) > FEW_DOCUMENTS else None
+        few = self.device != "cpu" or len(self.documents) <= FEW_DOCUMENTS
+        return None if few else 2_000
 
     def prepare(self, query: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(query)

@@ -22,6 +22,7 @@ BY_HAND = {
           (20_000, 1_000, 400, 150, 150), (50_000, 2_000, 600, 200, 150),
           (100_000, 4_000, 1_200, 300, 200)),
 }  # fmt: skip
+EVERY = {"exhaustive": True, "nrerank": 0}  # by codes alone, all of it on the device
 KNOWN = {field.name for field in dataclasses.fields(weft.SearchParams)}
 
 
@@ -31,8 +32,10 @@ class Adapter(Engine):
     def settings(self, k: int) -> list[Setting]:
         tuned = [{"recall": target} for target in (0.8, 0.9, 0.95, 0.99, 1.0)]
         by_hand = [dict(zip(NAMES, point, strict=True)) for point in BY_HAND[k]]
+        if self.device != "cpu":
+            by_hand.append(EVERY)
         if "nskim" not in KNOWN:  # a release from before that stage
-            by_hand = [point for point in by_hand if not point.pop("nskim")]
+            by_hand = [point for point in by_hand if not point.pop("nskim", 0)]
         return by_hand + tuned
 
     def build(self, folder: Path) -> Setting:
@@ -49,7 +52,8 @@ class Adapter(Engine):
         return {"tuning_s": round(tuning, 2)}
 
     def open(self, folder: Path) -> None:
-        self.searcher = weft.Index.open(folder).searcher(threads=self.threads)
+        index = weft.Index.open(folder)
+        self.searcher = index.searcher(device=self.device, threads=self.threads)
 
     def search(self, query: np.ndarray, k: int, setting: Setting) -> weft.Hits:
         return self.searcher.search(query, k, **_how(setting))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xtr-warp-rs, on the CPU. It ranks by XTR's score with estimates, not by MaxSim."""
+"""xtr-warp-rs. It ranks by XTR's score with estimates, not by MaxSim."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Adapter(TorchEngine):
         return [*NARROW, *wide]
 
     def build(self, folder: Path) -> Setting:
-        xtr_warp.search.XTRWarp(index=str(folder), device="cpu").create(
-            self.documents, device="cpu", n_samples_kmeans=self.sample, show_progress=False,
+        xtr_warp.search.XTRWarp(index=str(folder), device=self.device).create(
+            self.documents, device=self.device, n_samples_kmeans=self.sample, show_progress=False,
             **self.options,
         )  # fmt: skip
         return {"note": f"n_samples_kmeans={self.sample}"}
 
     def open(self, folder: Path) -> None:
-        self.index = xtr_warp.search.XTRWarp(index=str(folder), device="cpu")
-        self.index.load(device="cpu", dtype=torch.float32, mmap=True)
+        self.index = xtr_warp.search.XTRWarp(index=str(folder), device=self.device)
+        self.index.load(device=self.device, dtype=torch.float32, mmap=self.device == "cpu")
 
     def search(self, query: torch.Tensor, k: int, setting: Setting) -> list:
         return self._search([query], k, setting)[0]
