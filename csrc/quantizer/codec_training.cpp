@@ -12,7 +12,7 @@ namespace weft {
 namespace {
 
 constexpr size_t kSampleWindow = size_t{1} << 16;  // rows drawn before they are read
-constexpr uint64_t kSampleTokensPerFine = 24;
+constexpr uint64_t kSampleTokensPerFine = 16;
 constexpr uint64_t kLeastSamplePerFine = 8;
 constexpr uint64_t kTokensPerFine = 50;
 constexpr uint32_t kChildrenByRule = 128;

@@ -74,9 +74,9 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
 def test_children_go_where_distances_are(tmp_path: Path) -> None:
     """By the square root of what the children of a cell leave over, one after the other."""
     codec = train(tokens(2_000, 64), n_coarse=16, n_fine=80)
-    rows = tokens(700, 64, seed=5, n_clusters=9)
+    rows = tokens(470, 64, seed=5, n_clusters=9)
     old = arrays_of(codec, tmp_path)
-    new = arrays_of(grow(codec, rows), tmp_path)  # 30 * 24 rows would be drawn: all of them are
+    new = arrays_of(grow(codec, rows), tmp_path)  # 30 * 16 rows would be drawn: all of them are
     grid = on_grid(rows).astype(np.int64)
     cells = np.array([best[0] for best in reference.ranked_centroids(grid, old["coarse"], 1)])
     weights, room = np.zeros(16), np.zeros(16, int)
@@ -96,7 +96,7 @@ def test_children_go_where_distances_are(tmp_path: Path) -> None:
 
 def test_new_children_are_means_of_the_tokens_nearest_to_them(tmp_path: Path) -> None:
     """With one cell, and rounds enough for k-means to come to rest."""
-    rows, others = tokens(400, 32), tokens(110, 32, seed=5, n_clusters=4)  # all are drawn
+    rows, others = tokens(400, 32), tokens(75, 32, seed=5, n_clusters=4)  # all are drawn
     codec = train(rows, n_coarse=1, n_fine=6)
     new = arrays_of(grow(codec, others, n_more=5, iterations=40), tmp_path)["fine"]
     grid = on_grid(others)

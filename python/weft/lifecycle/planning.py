@@ -34,7 +34,7 @@ MAX_COARSE = 65_536
 TOKENS_PER_FINE = 50
 CHILDREN_BY_RULE = 128
 MAX_CHILDREN = 256
-SAMPLE_PER_FINE = 24
+SAMPLE_PER_FINE = 16
 LEAST_SAMPLE_PER_FINE = 8
 
 # Anonymous bytes of a build (docs/performance.md, "Build").
