@@ -49,7 +49,8 @@ def test_a_wrong_weft_isa_lists_the_usable_names(isa: str) -> None:
 @pytest.mark.parametrize("isa", TABLES)
 def test_a_kernel_object_exports_one_symbol(isa: str, tmp_path: Path) -> None:
     compiler, nm = need("c++", "g++", "clang++"), need("nm")
-    kernels = compile_kernels(compiler, isa, tmp_path)
+    # What is inlined hides what would leak, so little is; and gcc is done in a third of the time.
+    kernels = compile_kernels(compiler, isa, tmp_path, "-O1")
     symbols = [line.split() for line in run(nm, kernels).splitlines()]
     assert [line for line in symbols if line[-2] in "WVu"] == []  # weak ones may serve everybody
     exported = run(nm, "-g", "--defined-only", kernels).splitlines()

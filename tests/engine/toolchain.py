@@ -48,8 +48,9 @@ def compile_kernels(compiler: str, isa: str, folder: Path, *extra: str) -> Path:
 
 
 def build_parity(compiler: str, isas: list[str], folder: Path, *extra: str) -> Path:
-    """The program kernel_parity.cpp, linked with these tables."""
-    objects = [compile_kernels(compiler, isa, folder, *extra) for isa in isas]
+    """The program kernel_parity.cpp, linked with these tables; scalar, the yardstick, at -O1."""
+    level = {"scalar": ["-O1"]}
+    objects = [compile_kernels(compiler, isa, folder, *level.get(isa, []), *extra) for isa in isas]
     target = folder / "parity"
     sources = [ROOT / "csrc/kernels/dispatch.cpp", Path(__file__).with_name("kernel_parity.cpp")]
     flags = [*COMMON, "-O1", f"-I{ROOT / 'csrc'}", *extra]
