@@ -59,6 +59,7 @@ def import_index(
     ids: str | os.PathLike[str] | None = None,
     config: IndexConfig | None = None,
     encoder: object = None,
+    device: str = "cpu",
     threads: int | None = None,
     max_ram: int | str | None = None,
     progress: Progress | None = None,
@@ -81,7 +82,7 @@ def import_index(
         None: the defaults, with the source's dim.
     encoder
         What made the embeddings, as for `Index.create`; then the index can be searched with texts.
-    threads, max_ram, progress
+    device, threads, max_ram, progress
         As for `Index.writer`; the stage that reads is "read".
 
     Raises
@@ -121,7 +122,9 @@ def import_index(
     if index.generation != 1:
         raise IndexExistsError(f"{path}: an index is there already; choose another path")
     sample: dict[str, NDArray[np.float32]] = {}
-    with index.writer(threads=threads, max_ram=max_ram, progress=progress, resume=True) as writer:
+    with index.writer(
+        device=device, threads=threads, max_ram=max_ram, progress=progress, resume=True
+    ) as writer:
         n_added = 0
         for block in source:
             writer.add(block.ids, (block.values, block.offsets), metadata=block.metadata)

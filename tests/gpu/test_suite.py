@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tools for a machine with a GPU, as far as they run without one."""
 
+import importlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import weft
 from cpp_build import ROOT, run
+from helpers import ragged_docs, unit_rows
 
 ATTEST = ROOT / "tools" / "attest.py"
 
@@ -39,6 +45,46 @@ def test_shares_of_what_a_device_gives():
     found = roofline.with_bound(row | {"operations": 1.2e12}, ceilings)
     assert (found["bound_ms"], found["bound_by"]) == (1.5, "operations")
     assert roofline.with_bound({"tokens": 5}, ceilings) == {"tokens": 5}
+
+
+def test_weft_among_the_engines_on_a_device(
+    emulator, make_index, rng, small_codec, tmp_path, monkeypatch
+):
+    """The adapter in a process whose plug-in is the twin; all documents scored on the device."""
+    for folder in ("bench", "bench/peers"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    client = importlib.import_module("client")
+    site = tmp_path / "site"
+    (site / "weft").mkdir(parents=True)
+    for path in Path(weft.__file__).parent.iterdir():
+        (site / "weft" / path.name).symlink_to(path)
+    (site / "weft" / "libweft_cuda.so").unlink(missing_ok=True)
+    (site / "weft" / "libweft_cuda.so").symlink_to(emulator)
+    docs = ragged_docs(rng, 200, 32)
+    index = make_index(docs, ids=[str(i) for i in range(200)], config=weft.IndexConfig(dim=32))
+    queries = [unit_rows(rng, 4, 32) for _ in range(6)]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    np.save(folder / "values.f16.npy", np.concatenate(docs).astype(np.float16))
+    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, docs)]).astype(np.uint64))
+    np.save(folder / "query_values.npy", np.concatenate(queries))
+    np.save(folder / "query_offsets.npy", np.arange(0, 28, 4).astype(np.uint64))
+    worker = client.Worker(
+        Path(sys.executable), "weft_index", 1, tmp_path / "log", device="emu:0",
+        python_path=os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
+    )  # fmt: skip
+    try:
+        worker.ask("open", folder=str(index.path))
+        worker.ask("queries", folder=str(folder), order=list(range(6)))
+        every = {"exhaustive": True, "nrerank": 0}
+        assert every in worker.ask("settings", k=10)
+        for size in (None, 4):
+            told = worker.ask("search_batch", k=10, setting=every, n=6, answers=True, at_once=size)
+            params = weft.SearchParams(**every)
+            wanted = index.searcher().search_batch(queries, 10, params=params)
+            assert told["found"] == [[int(name) for name in hits.ids] for hits in wanted]
+    finally:
+        worker.close()
 
 
 def test_the_suite_tells_how_it_is_called():

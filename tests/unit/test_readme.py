@@ -67,6 +67,7 @@ def test_options_shown_exist():
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/evaluation.md",
+        "docs/gpu.md",
         "docs/hybrid.md",
     ],
 )

@@ -12,6 +12,7 @@ import weft
 from weft.cli.build import built_beside, is_unfinished
 from weft.cli.info import info_to_json, show_info
 from weft.cli.options import (
+    Device,
     IndexPath,
     Json,
     MaxRam,
@@ -64,6 +65,7 @@ def import_(
     replace: Annotated[
         bool, typer.Option("--replace", help="Take the place of an existing index when done.")
     ] = False,
+    device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -94,6 +96,7 @@ def import_(
                 ids=ids,
                 config=config,
                 encoder=encoder,
+                device=device,
                 threads=threads,
                 max_ram=max_ram,
                 progress=progress,

@@ -11,7 +11,16 @@ import typer
 import weft
 from weft.cli.build import parse_where, read_ids
 from weft.cli.info import info_to_json, show_info
-from weft.cli.options import IndexPath, Json, MaxRam, NoProgress, Quiet, Where, examples
+from weft.cli.options import (
+    Device,
+    IndexPath,
+    Json,
+    MaxRam,
+    NoProgress,
+    Quiet,
+    Where,
+    examples,
+)
 from weft.cli.view import EXIT_CHECK_FAILED, View, as_json, count
 from weft.lifecycle.planning import size
 
@@ -129,6 +138,7 @@ def compact(
         ),
     ] = False,
     max_ram: MaxRam = None,
+    device: Device = "cpu",
     json: Json = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -143,7 +153,7 @@ def compact(
         before = opened.info
         with (
             view.progress() as progress,
-            opened.writer(max_ram=max_ram, progress=progress) as writer,
+            opened.writer(device=device, max_ram=max_ram, progress=progress) as writer,
         ):
             writer.compact(retrain=retrain)
         info = opened.info
