@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from weft.importing import Imported, import_index
     from weft.index import Index
     from weft.installation import info
-    from weft.lifecycle.health import IndexInfo, Problem, Repair
+    from weft.lifecycle.health import DenseInfo, IndexInfo, Problem, Repair
     from weft.lifecycle.planning import Plan, plan
     from weft.retriever import Retriever
     from weft.searcher import Searcher
@@ -66,6 +66,7 @@ __all__ = [
     "Alignment",
     "CorruptIndexError",
     "DenseConfig",
+    "DenseInfo",
     "DeviceError",
     "Document",
     "EncoderInfo",
@@ -118,7 +119,7 @@ _MODULES = {
     "arrays": ("maxsim",),
     "exporting": ("Exported", "export"),
     "fusion": ("ReciprocalRank", "Rerank", "Weighted"),
-    "lifecycle.health": ("IndexInfo", "Problem", "Repair"),
+    "lifecycle.health": ("DenseInfo", "IndexInfo", "Problem", "Repair"),
     "hybrid": ("HybridSearcher",),
     "hybrid_retriever": ("HybridRetriever",),
     "importing": ("Imported", "import_index"),

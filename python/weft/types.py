@@ -58,7 +58,7 @@ class Defaults:
     tune_growth: float = 2.0
     """A commit finds operating points anew once the index has grown by this factor since."""
     retrain_growth: float = 2.0
-    """A codec made for so many times fewer tokens, that could not grow, is warned of."""
+    """A commit trains the codec anew once the index has grown by this factor, or warns of it."""
     generations_kept: int = 2
     merged_deleted: float = 0.2
     """A commit writes a segment anew once more of it than this is deleted."""

@@ -39,7 +39,8 @@ from weft.lifecycle.manifest import (
 )
 from weft.lifecycle.planning import parse_ram
 from weft.lifecycle.snapshot import Place, Snapshot
-from weft.lifecycle.spool import Mark, Spool
+from weft.lifecycle.spool import Spool
+from weft.lifecycle.spool_tables import Mark
 from weft.lifecycle.tombstones import Deletions
 from weft.sparse_vectors import SparseVectors
 from weft.tuner import TuningQueries
@@ -330,9 +331,8 @@ class Writer:
         Parameters
         ----------
         retrain
-            Train the codec anew, for as many tokens as there are, and encode all of them again:
-            for an index that has outgrown its codec. The rows are the best that is stored of them,
-            so where that is codes alone, a little is lost once more.
+            Train the codec anew, for as many tokens as there are, and encode all of them again. The
+            rows are the best that is stored, so where that is codes alone, a little is lost.
 
         Notes
         -----
@@ -345,7 +345,8 @@ class Writer:
         """Make everything added and deleted so far durable and visible; give the generation.
 
         Without anything new it does nothing. Otherwise segments of which more than a fifth is
-        deleted are written anew, and the smallest are merged where there are 16 or more.
+        deleted are written anew, and the smallest are merged where there are 16 or more. Once the
+        index has doubled since its codec was trained, all of it is encoded anew, with another.
 
         Raises
         ------
@@ -367,10 +368,11 @@ class Writer:
             worth_merging(self._snapshot.manifest.segments, self._max_ram)
         )
         retrains = self._retrain_asked and has_codec
-        if not (spool.n_docs > 0 or self._deletions.changed or tunes or compacts or retrains):
+        mark = spool.given()
+        if not (mark.n_docs > 0 or self._deletions.changed or tunes or compacts or retrains):
             self._compact_asked = self._retrain_asked = False
+            spool.forget_the_rest()
             return self.generation
-        mark = spool.mark()
         build = Build(
             self._directory,
             self._snapshot,
@@ -398,7 +400,7 @@ class Writer:
             else:
                 if not self._resume:
                     build.discard()
-                self._rewind(mark)
+                self._rewind(mark, keep=self._resume)
             raise
         self._adopt(made)
         self._clean()
@@ -412,11 +414,14 @@ class Writer:
         self._deletions = Deletions(self._snapshot.segments)
         self._on_commit(manifest)
 
-    def _rewind(self, mark: Mark) -> None:
-        """Take back what the spool has got since; where it cannot, the writer is at its end."""
+    def _rewind(self, mark: Mark, *, keep: bool = False) -> None:
+        """Take back what the spool has got since; where it cannot, the writer is at its end.
+
+        With `keep` it is set aside, for a commit that is tried again.
+        """
         try:
             if self._spool is not None and not self._spool.closed:
-                self._spool.rewind(mark)
+                (self._spool.set_aside if keep else self._spool.rewind)(mark)
         except WeftError:
             logger.exception("what was added cannot be taken back; the writer is closed")
             self.close()
@@ -449,8 +454,8 @@ class Writer:
     def _settled_spool(self) -> Spool:
         """Give the spool, without the rows of what was added and then deleted or replaced."""
         spool = self._open_spool()
-        spool.forget_the_rest()
         if spool.n_dropped > 0:
+            spool.forget_the_rest()
             fresh = Spool(self._directory, self._config.dim)
             try:
                 fresh.refill(spool)

@@ -62,7 +62,10 @@ class Change:
 
 
 @pytest.fixture(
-    params=["rows", "codec", "grow", "delete", "upsert", "compact", "everything", "unasked"]
+    params=[
+        *("rows", "codec", "grow", "retrain", "delete", "upsert", "compact", "everything"),
+        "unasked",
+    ]
 )
 def change(request, make_index, rng):
     """Additions to a small index, few or enough to train the codec; changes of a larger one."""
@@ -71,7 +74,7 @@ def change(request, make_index, rng):
         request.getfixturevalue("unmerged")
     if kind != "rows":
         request.getfixturevalue("small_codec")
-    docs = ragged_docs(rng, 200, 8)
+    docs = ragged_docs(rng, 300, 8)
 
     def texts(ids):
         return [f"text of {i}" for i in ids]
@@ -99,6 +102,7 @@ def change(request, make_index, rng):
     many = [f"m{i}" for i in range(10, 60)]
     strange = [f"x{i}" for i in range(30)]
     scattered = [unit_rows(rng, 6, 8) for _ in strange]  # the codec gets more centroids for these
+    twice = [f"t{i}" for i in range(120)]  # another codec is trained for these and all others
 
     def work(writer):
         if kind in ("delete", "everything"):
@@ -111,12 +115,16 @@ def change(request, make_index, rng):
         if kind == "grow":
             assert writer.delete(["d2"]) == 1
             writer.add(strange, scattered, texts=texts(strange))
+        if kind == "retrain":
+            assert writer.delete(["d2", "m1"]) == 2
+            writer.add(*given(twice, 105), texts=texts(twice))
         if kind == "unasked":  # a segment of which more than a fifth is then deleted
             assert writer.delete(many) == len(many)
 
     new = {
         "delete": old - gone,
         "grow": old - {"d2"} | set(strange),
+        "retrain": old - {"d2", "m1"} | set(twice),
         "upsert": old | set(replaced),
         "compact": old,
         "everything": old - gone | set(replaced),

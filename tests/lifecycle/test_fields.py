@@ -8,7 +8,7 @@ import pytest
 
 import weft
 from faults import Disk, FaultyDirectory, PowerCutDirectory
-from helpers import names, ragged_docs, unit_rows
+from helpers import assert_ranking, names, ragged_docs, run, unit_rows
 from reference import maxsim
 from weft import errors
 from weft.lifecycle.manifest import load
@@ -282,6 +282,53 @@ def test_a_first_segment_without_vectors(make_index, early_dense_codec, unmerged
     assert list(hits.scores) == searcher.score(query, hits.ids).tolist()
     cosines = dense[1:] @ query / np.linalg.norm(dense[1:], axis=1) / np.linalg.norm(query)
     assert sorted(hits.scores) == pytest.approx(sorted(cosines), abs=0.008)
+
+
+def dense_scores(vectors, query):
+    """{id: cosine} of d0, d1 ..."""
+    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    return {f"d{i}": float(cosine) for i, cosine in enumerate(cosines)}
+
+
+def test_the_dense_codec_grows_and_is_trained_anew(make_index, early_dense_codec, unmerged, rng):
+    alike = np.concatenate(ragged_docs(rng, 40, DENSE_DIM, shortest=6))
+    vectors = np.concatenate([alike[:120], rng.normal(size=(60, DENSE_DIM)), alike[120:220]])
+    index = make_index(config=weft.IndexConfig(dense=weft.DenseConfig(dim=DENSE_DIM)))
+
+    def add(first, last):
+        index.add([f"d{i}" for i in range(first, last)], dense=vectors[first:last])
+        query = rng.normal(size=DENSE_DIM)
+        found = index.searcher().dense.exact_search(query, 1_000)
+        assert_ranking(found, dense_scores(vectors[:last], query), 0.02)
+        assert index.verify(deep=True) == ()
+        return load(index._directory)
+
+    first = add(0, 120)
+    assert (first.dense.codec.n_tokens, first.dense.codec.n_trained) == (120, 120)
+    assert index.info.dense.drift < 0.1
+    (segment,) = first.segments
+    before = (index.path / segment.field_file("dense")).read_bytes()
+    strange = add(120, 180)  # its codec gets more centroids; what was coded stays
+    assert strange.dense.codec.n_fine > first.dense.codec.n_fine
+    assert strange.dense.codec.n_trained == 120
+    assert (index.path / segment.field_file("dense")).read_bytes() == before
+    drift = strange.segments[1].dense_drift
+    assert drift > 0.15
+    info = index.info.dense
+    assert info.drift == pytest.approx((120 * segment.dense_drift + 60 * drift) / 180, abs=1e-4)
+    assert (info.n_coarse, info.n_fine) == (16, strange.dense.codec.n_fine)
+    assert (info.truth, info.operating_points) == ("rows", first.dense.operating_points)
+    out = " ".join(run("info", index.path)[1].split())
+    assert f"4 bits, rerank plane, 16 coarse and {info.n_fine} fine centroids" in out
+    assert f"{info.drift:.1%} of the vectors lie beyond" in out
+    assert "dense recall@10" in out
+
+    anew = add(180, 280)  # more than twice 120
+    assert (anew.dense.codec.n_trained, anew.dense.codec.n_tokens) == (280, 560)
+    assert {s.name for s in anew.segments}.isdisjoint({s.name for s in strange.segments})
+    assert anew.dense.tuning.n_tokens == 280
+    assert len({s.dense_drift for s in anew.segments}) == 1
+    assert index.info.dense.drift < 0.12
 
 
 @pytest.mark.parametrize("lost", ["dense", "sparse", "codec"])

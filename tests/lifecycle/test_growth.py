@@ -3,18 +3,19 @@
 
 import dataclasses
 import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
 
 import weft
 from format_reader import decode, meta, read, rotation_matrix
-from helpers import assert_ranking, names, ragged_docs, unit_rows
+from helpers import assert_ranking, exact, names, ragged_docs, unit_rows
 from reference import maxsim
 from weft.lifecycle.builder import Build
+from weft.lifecycle.codec_sizes import n_more_centroids, outgrown, tree_size
 from weft.lifecycle.entries import CodecEntry
 from weft.lifecycle.manifest import load
-from weft.lifecycle.planning import n_more_centroids
 from weft.types import defaults
 
 WIDE = weft.SearchParams(
@@ -28,11 +29,14 @@ def _early(small_codec, unmerged):
 
 
 def grown_index(make_index, rng, **config):
-    """Five commits, the first of which trains a codec; the later ones hold six times as much."""
+    """Five commits, the first of which trains a codec; the later ones hold 2.5 times as much.
+
+    Codes alone: where more is stored of the rows, another codec would be trained.
+    """
     docs = ragged_docs(rng, 700, 16, shortest=4)
     ids = [f"d{i}" for i in range(700)]
-    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16, **config))
-    for part in (slice(0, 100), *(slice(100 + 150 * i, 250 + 150 * i) for i in range(4))):
+    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16, rerank=None, **config))
+    for part in (slice(0, 200), *(slice(200 + 125 * i, 325 + 125 * i) for i in range(4))):
         index.add(ids[part], docs[part])
     return index, ids, docs
 
@@ -132,8 +136,78 @@ def test_a_grown_index_is_tuned_again(make_index, rng):
     assert load(index._directory).tuning.queries == "given queries"  # that somebody chose
 
 
+@pytest.mark.parametrize("config", [{}, {"rerank": "f16"}, {"nbits": 8}])
+def test_an_index_that_has_doubled_is_trained_anew(make_index, rng, config):
+    docs, ids = ragged_docs(rng, 400, 16, shortest=4), [f"d{i}" for i in range(400)]
+    texts, metadata = [f"text of {i}" for i in ids], [{"n": i} for i in range(400)]
+    index = make_index(config=weft.IndexConfig(dim=16, **config))
+
+    def add(first, last):
+        part = slice(first, last)
+        index.add(ids[part], docs[part], texts=texts[part], metadata=metadata[part])
+        return load(index._directory)
+
+    first = add(0, 100).codec
+    assert (first.n_tokens, first.n_trained) == (index.info.n_tokens,) * 2
+    assert add(100, 170).codec.n_trained == first.n_trained
+    index.delete(["d3", "d120"])
+    anew = add(170, 260)
+    n_tokens = sum(map(len, docs[:260])) - len(docs[3]) - len(docs[120])
+    assert (anew.codec.n_trained, anew.codec.n_tokens) == (n_tokens, 2 * n_tokens)
+    assert anew.codec.n_coarse == tree_size(index.config, 2 * n_tokens)[0] > first.n_coarse
+    assert len(anew.segments) == 1
+    assert anew.tuning.n_tokens == n_tokens
+    assert index.info.drift < 0.1
+    assert add(260, 400).codec.n_trained == n_tokens  # there are less than twice as many
+    assert index.verify(deep=True) == ()
+    left = [i for i in range(400) if i not in (3, 120)]
+    scores = exact(docs[5], [docs[i] for i in left], [ids[i] for i in left])
+    assert_ranking(index.exact_search(docs[5], k=398), scores, 0.02)
+    (document,) = index.documents(["d99"])
+    assert (document.text, dict(document.metadata)) == ("text of d99", {"n": 99})
+
+
+def test_a_token_is_encoded_again_less_than_twice():
+    """On the whole, in commits of any size, however many there are."""
+    for first, step in ((100, 1), (100, 99), (1_000, 100), (100, 10_000)):
+        n_trained, n_tokens, n_again = first, first, 0
+        for _ in range(3_000):
+            codec = CodecEntry("codec", 16, 16, 2 * n_trained, n_trained)
+            if outgrown(weft.IndexConfig(), codec, n_tokens + step):
+                n_trained, n_again = n_tokens + step, n_again + n_tokens
+            n_tokens += step
+        assert n_tokens / 4 < n_again < 2 * n_tokens
+
+
+def test_what_would_be_lost_waits():
+    codec = CodecEntry("codec", 16, 16, 2_000, 1_000)
+    waits = {(4, "plane"): 2, (4, "f16"): 2, (2, "f16"): 2, (8, None): 2, (4, None): 4}
+    for (nbits, rerank), times in waits.items():
+        config = weft.IndexConfig(nbits=nbits, rerank=rerank)
+        assert outgrown(config, codec, times * 1_000)
+        assert not outgrown(config, codec, times * 1_000 - 1)
+    for nbits in (1, 2):
+        assert not outgrown(weft.IndexConfig(nbits=nbits, rerank=None), codec, 10**9)
+
+
+def test_without_room_the_codec_stays(make_index, rng, monkeypatch, caplog):
+    docs = ragged_docs(rng, 400, 16, shortest=4)
+    index = make_index(docs[:150], dim=16)
+    codec = load(index._directory).codec
+    plan = index.plan(n_docs=250, n_tokens=sum(map(len, docs[150:])))
+    assert (plan.n_docs, plan.n_tokens) == (400, sum(map(len, docs)))
+    usage = namedtuple("Usage", "total used free")(0, 0, plan.disk_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    index.add([f"e{i}" for i in range(250)], docs[150:])
+    assert "the index has outgrown its codec, which stays" in caplog.text
+    assert load(index._directory).codec.n_trained == codec.n_trained
+    monkeypatch.undo()
+    index.add(["last"], [docs[0]])
+    assert load(index._directory).codec.n_trained == index.info.n_tokens
+
+
 def test_how_many_centroids_are_due():
-    config, codec = weft.IndexConfig(), CodecEntry("codec", 512, 10_000, 500_000)
+    config, codec = weft.IndexConfig(), CodecEntry("codec", 512, 10_000, 500_000, 500_000)
 
     def more(n_tokens, n_new, drift=0.05, given=config):
         return n_more_centroids(given, codec, n_tokens=n_tokens, n_new=n_new, drift=drift)
@@ -165,8 +239,8 @@ def test_what_an_interruption_left_is_not_used_beside_other_segments(make_index,
     """A grown codec knows the segments of its commit: one that keeps others makes its own."""
     docs = [unit_rows(rng, 8, 16) for _ in range(800)]
     ids = [f"d{i}" for i in range(800)]
-    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16))
-    for part in (slice(0, 100), slice(100, 300), slice(300, 600)):
+    index = make_index(config=weft.IndexConfig(dim=16, n_coarse=16, rerank=None))
+    for part in (slice(0, 200), slice(200, 300), slice(300, 600)):
         index.add(ids[part], docs[part])
     saved = index.path.with_name("saved.index")
 
@@ -177,14 +251,14 @@ def test_what_an_interruption_left_is_not_used_beside_other_segments(make_index,
     with monkeypatch.context() as patch:
         patch.setattr(Build, "_write_segments", left)
         writer = index.writer(resume=True)
-        writer.delete(ids[:100])  # all that the first codec has encoded
+        writer.delete(ids[:200])  # all that the first codec has encoded
         writer.add(ids[600:], docs[600:])
         with pytest.raises(Interrupted):
             writer.commit()
         writer.close()
     again = weft.Index.open(saved)
     with again.writer(resume=True) as writer:
-        writer.delete(ids[100:200])
+        writer.delete(ids[200:300])
         writer.add(ids[600:], docs[600:])
     assert len(again) == 700
     assert again.verify(deep=True) == ()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import weft
-from helpers import FakeEncoder, heed_interrupts, names, ragged_docs
+from helpers import FakeEncoder, heed_interrupts, names, ragged_docs, unit_rows
 from weft import errors
 from weft.cli import build as cli_build
 from weft.cli.options import Resources
@@ -126,6 +126,66 @@ def test_finished_stages_are_not_done_again(tmp_path, whole, stage, number, agai
     assert second.n_texts == 0
     assert caplog.text.count("was made before the interruption") == again
     assert contents(path) == whole
+
+
+@pytest.fixture(params=["grown", "trained anew"])
+def growing(request, make_index, unmerged):
+    """An index, and how to add what its codec does not fit, or has not been trained for."""
+    rng = np.random.default_rng(3)
+    docs = ragged_docs(rng, 400, 16, shortest=6)
+    index = make_index(docs[:150], dim=16, texts=[f"text {i}" for i in range(150)])
+    if request.param == "grown":
+        docs[150:] = [unit_rows(rng, 8, 16) for _ in range(90)]
+
+    def add(writer):
+        writer.delete(["d7"])
+        for first in range(150, len(docs), 45):
+            part = range(first, min(first + 45, len(docs)))
+            writer.add([f"e{i}" for i in part], [docs[i] for i in part])
+
+    return request.param, index, add
+
+
+@pytest.mark.parametrize("again", ["the same writer", "another"])
+@pytest.mark.parametrize("stage", ["sample", "write", "truth", "commit"])
+def test_a_commit_that_changes_the_codec_goes_on(growing, tmp_path, stage, again, caplog):
+    how, index, add = growing
+    whole = shutil.copytree(index.path, tmp_path / "whole.index")
+    with weft.Index.open(whole).writer() as writer:
+        add(writer)
+    before, after = (weft.Index.open(path)._manifest for path in (index.path, whole))
+    assert after.codec.n_fine > before.codec.n_fine
+    segments = [{segment.name for segment in manifest.segments} for manifest in (before, after)]
+    assert segments[0] & segments[1] == (segments[0] if how == "grown" else set())
+    old = contents(index.path)
+
+    def stop(found, _done, _total):
+        if found == stage:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weft.lifecycle.stored.BLOCK_WINDOWS", 40)
+        caplog.set_level("INFO", "weft")
+        writer = index.writer(resume=True)
+        writer._progress = stop
+        if stage == "truth" and how == "grown":  # it is not tuned
+            writer._progress = lambda found, *_: stop("truth" if found == "commit" else found, 0, 0)
+        add(writer)
+        with pytest.raises(Interrupted):
+            writer.commit()
+        assert contents(index.path) == old
+        writer._progress = lambda *_: None
+        if again == "another":
+            writer.close()
+            writer = index.writer(resume=True)
+            add(writer)
+        writer.commit()
+        writer.close()
+    n_made = caplog.text.count("was made before the interruption")
+    assert (n_made >= 1) == (stage != "sample")
+    assert contents(index.path) == contents(whole)
+    assert weft.Index.open(index.path).verify(deep=True) == ()
+    assert names(index.path, "build-") == []
 
 
 def test_changed_documents_are_encoded_again(tmp_path):

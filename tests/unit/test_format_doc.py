@@ -187,6 +187,7 @@ def test_tombstones(tmp_path):
     counts = {"n_docs": 4, "n_windows": 4, "n_empty": 0, "n_tokens": 16}
     assert segment["tombstones"] == {"file": path.name, **counts}
     assert sorted(segment) == [
+        "dense_drift",
         "documents",
         "drift",
         "fields",

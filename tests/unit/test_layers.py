@@ -31,6 +31,7 @@ PYTHON_LAYERS = [
     },
     {"plain_pickle"},
     {"dense_vectors", "lifecycle.entries", "sparse", "lifecycle.row_files"},
+    {"lifecycle.codec_sizes"},
     {"lifecycle.manifest", "lifecycle.documents", "lifecycle.planning", "lifecycle.windows"},
     {"lifecycle.spool_tables"},
     {"lifecycle.spool"},
@@ -40,8 +41,9 @@ PYTHON_LAYERS = [
     {"field_searchers"},
     {"lifecycle.batches", "searcher"},
     {"lifecycle.compaction", "lifecycle.tombstones", "tuner", "lifecycle.verification"},
-    {"lifecycle.additions", "lifecycle.inspection", "lifecycle.new_files"},
-    {"lifecycle.codec_build", "lifecycle.dense_build"},
+    {"lifecycle.additions", "lifecycle.inspection", "lifecycle.new_files", "lifecycle.stored"},
+    {"lifecycle.codec_build"},
+    {"lifecycle.dense_build"},
     {"lifecycle.builder", "lifecycle.repair"},
     {"writer"},
     {"index"},
@@ -80,7 +82,6 @@ NATIVE_USERS |= {
     "sparse",
     "lifecycle.row_files",
     "lifecycle.codec_build",
-    "lifecycle.dense_build",
 }
 NATIVE_USERS |= {"installation"}
 

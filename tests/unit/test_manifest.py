@@ -34,7 +34,7 @@ def full_manifest(generation=17):
         generation,
         weft.IndexConfig(dim=96),
         weft.EncoderInfo("model", "st", 96, "f00", 32, None, {"prompt": "q: ", "lengths": [1, 2]}),
-        m.CodecEntry(CODEC, 16, 64, 200_000),
+        m.CodecEntry(CODEC, 16, 64, 200_000, 100_000),
         (segment,),
         (point,),
         m.Tuning("sampled documents", 64, 200_000, "rows"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import weft
 from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
-from weft.lifecycle import planning
+from weft.lifecycle import codec_sizes, planning
 from weft.types import defaults
 
 
@@ -27,12 +27,12 @@ from weft.types import defaults
     ],
 )
 def test_size_of_the_tree(n_tokens, n_coarse, n_fine):
-    assert planning.tree_size(weft.IndexConfig(), n_tokens) == (n_coarse, n_fine)
+    assert codec_sizes.tree_size(weft.IndexConfig(), n_tokens) == (n_coarse, n_fine)
 
 
 def test_sizes_that_are_given_hold():
-    assert planning.tree_size(weft.IndexConfig(n_coarse=64), 1_000_000) == (64, 8_192)
-    assert planning.tree_size(weft.IndexConfig(n_fine=500), 1_000_000) == (500, 500)
+    assert codec_sizes.tree_size(weft.IndexConfig(n_coarse=64), 1_000_000) == (64, 8_192)
+    assert codec_sizes.tree_size(weft.IndexConfig(n_fine=500), 1_000_000) == (500, 500)
 
 
 @pytest.mark.parametrize("n_tokens", [0, 10**5, 10**6, 10**7, 10**8, 10**9])

@@ -11,7 +11,7 @@ from weft.types import defaults
 
 if TYPE_CHECKING:
     from weft.cli.build import Job
-    from weft.lifecycle.health import IndexInfo
+    from weft.lifecycle.health import DenseInfo, IndexInfo
     from weft.lifecycle.planning import Plan
 
 TRUTHS = {
@@ -92,22 +92,39 @@ def show_info(info: IndexInfo) -> Any:  # noqa: ANN401
         tree = f"{count(info.n_coarse or 0)} coarse and {count(info.n_fine)} fine centroids"
         rows.append(("codes", f"{codes}, {tree}"))
         if info.drift is not None:
-            rows.append(("drift", _drift(info)))
+            rows.append(("drift", _drift(info, "tokens")))
     else:
         rows.append(("codes", "none yet: the rows are stored, every document is scored"))
+    if info.dense is not None and config.dense is not None and info.dense.n_fine:
+        dense, of_dense = info.dense, config.of_dense()
+        codes = f"{of_dense.nbits} bits, rerank {of_dense.rerank or 'none'}"
+        tree = f"{count(dense.n_coarse or 0)} coarse and {count(dense.n_fine or 0)} fine centroids"
+        rows.append(("dense codes", f"{codes}, {tree}"))
+        if dense.drift is not None:
+            rows.append(("dense drift", _drift(dense, "vectors")))
     if info.encoder is not None:
         rows.append(("encoder", f"{info.encoder.name} ({info.encoder.recipe})"))
+    rows += _recalls(info, "recall")
+    if info.dense is not None:
+        rows += _recalls(info.dense, "dense recall")
+    return pairs(rows)
+
+
+def _recalls(info: IndexInfo | DenseInfo, name: str) -> list[tuple[str, str]]:
+    """Say what searches find that do not ask for anything else."""
+    rows = []
     for point in info.operating_points:
         if point.target == defaults.recall:
             measured = "not measured" if point.measured is None else f"{point.measured:.3f}"
             against = TRUTHS[info.truth] if info.truth else "nothing"
-            rows.append((f"recall@{point.k}", f"{measured} on {point.tuned_on}, against {against}"))
-    return pairs(rows)
+            said = f"{measured} on {point.tuned_on}, against {against}"
+            rows.append((f"{name}@{point.k}", said))
+    return rows
 
 
-def _drift(info: IndexInfo) -> str:
+def _drift(info: IndexInfo | DenseInfo, rows: str) -> str:
     """Say how well the centroids fit, and what training them anew would make."""
-    said = f"{info.drift:.1%} of the tokens lie beyond the error of training, where 5% did"
+    said = f"{info.drift:.1%} of the {rows} lie beyond the error of training, where 5% did"
     now = (info.n_coarse or 0, info.n_fine or 0)
     anew = (info.n_coarse_retrained or 0, info.n_fine_retrained or 0)
     if anew[0] > now[0] or anew[1] > 1.1 * now[1]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weft.lifecycle.planning import Held, plan_addition, require_room, spool_bytes
@@ -29,19 +30,28 @@ def held(manifest: Manifest) -> Held:
 
 
 def require_room_for(
-    spool: Spool, base: Manifest, folder: Path, *, retrain: bool, max_ram: int
+    spool: Spool,
+    base: Manifest,
+    folder: Path,
+    *,
+    max_ram: int,
+    retrain: bool = False,
+    stays: bool = False,
 ) -> None:
-    """Refuse a commit that cannot fit; `retrain` encodes all that there is again.
+    """Refuse a commit that cannot fit.
+
+    `retrain`: somebody has asked for all that there is to be encoded again. `stays`: nothing is,
+    though the index may have outgrown its codecs.
 
     Raises
     ------
     OutOfMemoryError, StorageError
         As `require_room`.
     """
-    config, there = base.config, held(base)
-    n_docs, n_tokens = spool.n_docs, spool.n_tokens
-    n_dense, _ = spool.count_vectors("dense")
-    n_terms = spool.count_vectors("sparse")[1] // TERM_BYTES
+    config, there, given = base.config, replace(held(base), stays=stays), spool.given()
+    n_docs, n_tokens = given.n_docs, given.n_tokens
+    n_dense, _ = spool.count_vectors("dense", given.n_windows)
+    n_terms = spool.count_vectors("sparse", given.n_windows)[1] // TERM_BYTES
     spooled = spool_bytes(
         config, n_docs=n_docs, n_tokens=n_tokens, n_dense=n_dense, n_terms=n_terms
     )

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft import _native
+from weft.errors import OutOfMemoryError, StorageError
 from weft.lifecycle.additions import require_room_for
-from weft.lifecycle.bitmaps import as_mask
 from weft.lifecycle.codec_build import CodecBuild, share_beyond
+from weft.lifecycle.codec_sizes import outgrown
 from weft.lifecycle.compaction import must_be_merged, plan_merges, worth_merging
-from weft.lifecycle.dense_build import DenseBuild, live_lengths, stored_vectors
-from weft.lifecycle.documents import check_metadata, encode_spans
+from weft.lifecycle.dense_build import DenseBuild
 from weft.lifecycle.entries import SegmentEntry, TombstonesEntry, Tuning
 from weft.lifecycle.manifest import Manifest
 from weft.lifecycle.new_files import NewFiles
@@ -30,26 +30,24 @@ from weft.lifecycle.planning import segment_cuts, size, sorted_postings
 from weft.lifecycle.row_files import IdTable, rows_file
 from weft.lifecycle.snapshot import OpenSegment, Snapshot
 from weft.lifecycle.spool import Spool
+from weft.lifecycle.stored import live_lengths, stored_documents, stored_rows
 from weft.lifecycle.verification import verify_segment
-from weft.lifecycle.windows import Batch, document_id, starts_document
 from weft.sparse import write_sparse
-from weft.sparse_vectors import pack
 from weft.tuner import PIECES, Rows, Tuner, TuningQueries, choose_tokens
 from weft.types import defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from weft.lifecycle.storage import Directory
     from weft.lifecycle.tombstones import Deletions
-    from weft.types import OperatingPoint, Progress
+    from weft.types import IndexConfig, OperatingPoint, Progress
 
 logger = logging.getLogger("weft")
 
 BLOCK_TOKENS = 1 << 17
-BLOCK_WINDOWS = 1 << 12
 
 
 class Build:
@@ -69,7 +67,7 @@ class Build:
         self._directory = directory
         self._snapshot = snapshot
         self._base = snapshot.manifest
-        self._spool = spool
+        self._spool, self._given = spool, spool.given()
         self._deletions = deletions
         self._threads = threads
         self._max_ram = max_ram
@@ -92,37 +90,39 @@ class Build:
         `tune` asks for operating points even if the codec is an old one, measured on `queries` or,
         where there are none, on sampled documents.
         """
-        base, spool = self._base, self._spool
+        base, spool, asked = self._base, self._spool, tune
         dense = self._dense_build()
         codec, entry, kept = self._snapshot.codec, base.codec, self._remaining()
         n_tokens = sum(segment.entry.live("n_tokens") for segment in kept)
-        trains = n_tokens + spool.n_tokens >= defaults.codec_tokens and (codec is None or retrain)
+        n_all = n_tokens + self._given.n_tokens
+        trains = self._is_to_train(n_tokens, retrain=retrain)
         decodes = trains and codec is not None and base.config.rerank != "f16"
-        if trains or spool.n_docs > 0:
-            retrains = trains and codec is not None
-            folder, max_ram = self._directory.path, self._max_ram
-            require_room_for(spool, base, folder, retrain=retrains, max_ram=max_ram)
-        n_tokens += spool.n_tokens
+        for segment in kept if trains else ():
+            self._absorb(segment)
+        spool.forget_the_rest()
         if trains:
-            for segment in kept:
-                self._absorb(segment)
-            kept, tune = (), True
-            grows = base.codec is None and base.n_tokens > 0
-            made_for = (defaults.growth_ahead if grows else 1) * spool.n_tokens
-            codec, entry = self._codec_build().train(spool.rows(), made_for)
+            kept, grows = (), base.n_tokens > 0 and not retrain
+            made_for = (defaults.growth_ahead if grows else 1) * n_all
+            codec, entry = self._codec_build(base.config, "codec").train(spool.rows(), made_for)
+            tune = tune or retrain or base.tuning is None or base.tuning.is_sampled
         elif codec is not None and entry is not None and spool.n_tokens > 0:
             used = [segment.native.codec_checksum for segment in kept]
-            codec, entry = self._codec_build().grow(codec, entry, spool.rows(), used, n_tokens)
-            tune = tune or base.outgrew_tuning(n_tokens)
-        if entry is not None and n_tokens > defaults.retrain_growth * entry.n_tokens:
+            codecs = self._codec_build(base.config, "codec")
+            codec, entry = codecs.grow(codec, entry, spool.rows(), used, n_all)
+            tune = tune or (base.tuning is not None and base.tuning.is_outgrown(n_all))
+        if entry is not None and n_all > defaults.retrain_growth * entry.n_tokens:
             logger.warning(
                 "the index has %d tokens, its codec is made for %d and has no room to grow: recall "
                 "may fall; compact(retrain=True) trains another",
-                n_tokens,
+                n_all,
                 entry.n_tokens,
             )
         if dense is not None:
-            dense.prepare(kept, self._made_once, retrain=retrain)
+            dense.prepare(
+                *(kept, self._codec_build(dense.config, "dense codec")),
+                retrain=retrain,
+                has_room=partial(self._has_room_for, [segment.entry for segment in kept]),
+            )
         kept = self._merge(kept, dense, asked=compact)
         self._write_tombstones(kept)
         made = self._write_segments(codec, dense)
@@ -135,14 +135,14 @@ class Build:
         )
         if codec is not None and tune and manifest.n_tokens > 0:
             manifest = self._tune(manifest, kept, queries, decodes=decodes)
-        if dense is not None and dense.codec is not None and (dense.trained or tune):
+        if dense is not None and dense.codec is not None and (dense.is_untuned or asked):
             manifest = self._tune_dense(manifest, kept, dense)
         self._directory.sync_directory()
         return manifest
 
-    def _codec_build(self) -> CodecBuild:
+    def _codec_build(self, config: IndexConfig, stage: str) -> CodecBuild:
         return CodecBuild(
-            *(self._base.config, self._files, self._made_once),
+            *(config, self._files, self._made_once, stage),
             threads=self._threads,
             max_ram=self._max_ram,
             progress=self._progress,
@@ -152,10 +152,7 @@ class Build:
         if self._base.config.dense is None:
             return None
         return DenseBuild(
-            *(self._base, self._snapshot, self._spool, self._files),
-            threads=self._threads,
-            max_ram=self._max_ram,
-            progress=self._progress,
+            *(self._base, self._snapshot, self._spool, self._files), threads=self._threads
         )
 
     def _remaining(self) -> tuple[OpenSegment, ...]:
@@ -201,7 +198,10 @@ class Build:
         for merge in plan_merges(chosen, self._max_ram):
             vectors = None if dense is None else dense.of_merge(merge)
             self._files.write_merged(merge, self._progress, vectors)
-            made.append(merge.entry)
+            entry = merge.entry
+            if vectors is not None and dense is not None:
+                entry = replace(entry, dense_drift=dense.drift)
+            made.append(entry)
         self._write_tombstones(kept)
         now = self._base.next(
             self._base.generation,
@@ -233,37 +233,48 @@ class Build:
                 assert words is not None
                 self._files.write_tombstones(entry.tombstones.file, words, entry.n_windows)
 
+    def _is_to_train(self, n_tokens: int, *, retrain: bool) -> bool:
+        """Tell whether a codec is trained, for the new tokens and those that remain.
+
+        Where nobody has asked for it, only if there is room.
+
+        Raises
+        ------
+        OutOfMemoryError, StorageError
+            There is no room for the commit.
+        """
+        base, given = self._base, self._given
+        n_all = n_tokens + given.n_tokens
+        require = partial(
+            require_room_for,
+            *(self._spool, base, self._directory.path),
+            max_ram=self._max_ram,
+        )
+        if base.codec is None or retrain:
+            trains = n_all >= defaults.codec_tokens
+            if trains or given.n_docs > 0:
+                require(retrain=trains and base.codec is not None)
+            return trains
+        if given.n_tokens > 0 and outgrown(base.config, base.codec, n_all):
+            try:
+                require()
+            except (OutOfMemoryError, StorageError) as error:
+                logger.warning("the index has outgrown its codec, which stays: %s", error)
+            else:
+                return True
+        if given.n_docs > 0:
+            require(stays=True)
+        return False
+
     def discard(self) -> None:
         """Remove what was made."""
         self._files.discard()
 
     def _absorb(self, segment: OpenSegment) -> None:
-        """Put the documents of an old segment of rows into the spool, to be encoded too."""
-        native, store = segment.native, segment.documents
-        n = native.n_docs
-        windows = np.flatnonzero(~as_mask(segment.deleted, n)).tolist()
-        lengths = native.lengths().astype(np.int64)[windows]
-        stored_ids = native.ids(np.array(windows, np.uint32))
-        starts = [i for i, stored in enumerate(stored_ids) if starts_document(stored)]
-        first_windows = [windows[i] for i in starts]
-        dense_windows = np.flatnonzero(live_lengths(segment, "dense")).tolist()
-        sparse = ((doc, pack(v)) for doc, v in segment.sparse.vectors()) if segment.sparse else ()
-        found = [(None, {}) if store is None else store.get(windows[i]) for i in starts]
-        places = [
-            None if store is None else store.spans(window, length)
-            for window, length in zip(windows, lengths.tolist(), strict=True)
-        ]
-        batch = Batch(
-            ids=[document_id(stored_ids[i]) for i in starts],
-            n_windows=np.diff(starts, append=len(windows)).tolist(),
-            lengths=lengths,
-            texts=[text for text, _ in found],
-            metadata=[check_metadata(fields, segment.entry.name) for _, fields in found],
-            spans=[None if p is None else encode_spans(p.astype(np.int64)) for p in places],
-            dense=_at(zip(dense_windows, stored_vectors(segment), strict=True), first_windows),
-            sparse=_at(sparse, first_windows),
-        )
-        self._spool.append(batch, (rows.values for rows in _stored_rows(segment)))
+        """Put the documents of an old segment into the spool, to be encoded with the new ones."""
+        verify_segment(self._base, segment)
+        for batch, rows in stored_documents(segment):
+            self._spool.append(batch, rows)
 
     def _made_once(self, stage: str, make: Callable[[], Sequence[str]]) -> list[str]:
         """Give the files of a stage: those of a commit that was interrupted, or made now."""
@@ -294,6 +305,7 @@ class Build:
                 documents=spool.has_documents,
                 fields=self._base.config.fields,
                 drift=drift,
+                dense_drift=None if dense is None else dense.drift,
             )
             make = partial(
                 self._write_segment, entry, codec, rows, offsets[first : last + 1], first, dense
@@ -450,7 +462,7 @@ class Build:
     ) -> Iterator[Rows]:
         """Walk over the rows of every window of the new generation, in its order."""
         for segment in kept:
-            yield from _stored_rows(segment)
+            yield from stored_rows(segment)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
         first = 0
         while first < len(lengths):
@@ -461,20 +473,3 @@ class Build:
             begin, end = int(offsets[first]), int(offsets[last])
             yield Rows(rows[begin:end], offsets[first : last + 1] - np.uint64(begin))
             first = last
-
-
-def _at(found: Iterable[tuple[int, bytes]], windows: Sequence[int]) -> list[bytes | None]:
-    """Give the values of some windows, None where there is none."""
-    values = dict(found)
-    return [values.get(window) for window in windows]
-
-
-def _stored_rows(segment: OpenSegment) -> Iterator[Rows]:
-    """Walk over the best that a segment stores of its rows, as float16; none of deleted windows."""
-    lengths = live_lengths(segment, "multi")
-    n = len(lengths)
-    for first in range(0, n, BLOCK_WINDOWS):
-        windows = range(first, min(first + BLOCK_WINDOWS, n))
-        found = [segment.native.rows(w)[: lengths[w]].astype(np.float16) for w in windows]
-        offsets = np.cumsum([0, *lengths[first : first + BLOCK_WINDOWS]], dtype=np.uint64)
-        yield Rows(np.concatenate(found), offsets)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The codec of one commit: trained, or the one there is with more fine centroids.
+"""The codec of one commit: trained, or the one there is, or that with more fine centroids.
 
-A codec is trained once, for the tokens there are then. Later tokens are noticed in two ways: there
-are more of them than its lists are meant for, or they lie farther from its centroids than the
-tokens that it was trained on. Either way it gets more fine centroids, and codes stay as they are.
+A codec is trained for the tokens there are. Later tokens are noticed in two ways: there are more of
+them than its lists are meant for, or they lie farther from its centroids than the tokens that it
+was trained on. Either way it gets more fine centroids, and codes stay as they are. Once an index
+has grown too far from what it was trained on, another is trained, if what is stored of the rows is
+good enough to be encoded again.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weft import _native
+from weft.lifecycle.codec_sizes import n_more_centroids
 from weft.lifecycle.entries import CodecEntry
-from weft.lifecycle.planning import n_more_centroids, sample_bytes
+from weft.lifecycle.planning import sample_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,13 +39,17 @@ def share_beyond(
 
 
 class CodecBuild:
-    """Makes the codec of a commit; one that an interrupted commit has made is used again."""
+    """Makes the codec of a field in a commit.
+
+    One that an interrupted commit has made is used again; `stage` names it among what was made.
+    """
 
     def __init__(
         self,
         config: IndexConfig,
         files: NewFiles,
         made_once: MadeOnce,
+        stage: str,
         *,
         threads: int,
         max_ram: int,
@@ -51,6 +58,7 @@ class CodecBuild:
         self._config = config
         self._files = files
         self._made_once = made_once
+        self._stage = stage
         self._threads = threads
         self._sample_bytes = sample_bytes(max_ram)
         self._progress = progress
@@ -73,7 +81,8 @@ class CodecBuild:
             )
             return [self._files.write_codec(trained)]
 
-        return self._opened(f"codec {self._sample_bytes}", make)
+        stage = f"{self._stage} for {n_tokens}, {self._sample_bytes}"
+        return self._opened(stage, make, len(rows))
 
     def grow(
         self,
@@ -108,12 +117,12 @@ class CodecBuild:
             return [self._files.write_codec(grown)]
 
         known = ", ".join(f"{checksum:08x}" for checksum in sorted({codec.checksum, *used}))
-        stage = f"codec {codec.checksum:08x} and {n_more} for {n_tokens}, of {known}"
-        return self._opened(f"{stage}, {self._sample_bytes}", make)
+        stage = f"{self._stage} {codec.checksum:08x} and {n_more} for {n_tokens}, of {known}"
+        return self._opened(f"{stage}, {self._sample_bytes}", make, entry.n_trained)
 
     def _opened(
-        self, stage: str, make: Callable[[], Sequence[str]]
+        self, stage: str, make: Callable[[], Sequence[str]], n_trained: int
     ) -> tuple[_native.Codec, CodecEntry]:
         (name,) = self._made_once(stage, make)
         codec = self._files.open_codec(name)
-        return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, codec.n_tokens)
+        return codec, CodecEntry(name, codec.n_coarse, codec.n_fine, codec.n_tokens, n_trained)

@@ -121,7 +121,10 @@ def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
     ends = np.cumsum([len(kept) for kept in windows]).tolist()
     begins = [0, *ends[:-1]]
     starts = np.concatenate(
-        [begin + _starts(s, kept) for s, kept, begin in zip(segments, windows, begins, strict=True)]
+        [
+            begin + first_windows(s, kept)
+            for s, kept, begin in zip(segments, windows, begins, strict=True)
+        ]
     )
     merges = []
     for first, last in segment_cuts(np.append(starts, ends[-1]), lengths, max_ram):
@@ -136,22 +139,25 @@ def plan_merges(segments: Sequence[OpenSegment], max_ram: int) -> list[Merge]:
             documents=any(segment.entry.documents for segment, _ in parts),
             fields=parts[0][0].entry.fields,
             drift=mean_drift((segment.entry.drift, segment.entry.n_tokens) for segment, _ in parts),
+            dense_drift=mean_drift(
+                (segment.entry.dense_drift, segment.entry.n_docs) for segment, _ in parts
+            ),
         )
         merges.append(Merge(entry, tuple(parts)))
     return merges
 
 
 def mean_drift(parts: Iterable[tuple[float | None, int]]) -> float | None:
-    """Give the mean over so many tokens each; None where none of it is known."""
-    known = [(drift, n_tokens) for drift, n_tokens in parts if drift is not None]
-    n_all = sum(n_tokens for _, n_tokens in known)
+    """Give the mean over so many rows each; None where none of it is known."""
+    known = [(drift, n_rows) for drift, n_rows in parts if drift is not None]
+    n_all = sum(n_rows for _, n_rows in known)
     if n_all == 0:
         return None
-    return round(sum(drift * n_tokens for drift, n_tokens in known) / n_all, 4)
+    return round(sum(drift * n_rows for drift, n_rows in known) / n_all, 4)
 
 
-def _starts(segment: OpenSegment, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the places in `kept` of the first windows of documents."""
+def first_windows(segment: OpenSegment, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the places in `kept`, ascending windows, of those that begin a document."""
     if segment.entry.n_windows == segment.entry.n_docs:
         return np.arange(len(kept))
     if segment.documents is None:  # they were damaged, and left behind by a repair

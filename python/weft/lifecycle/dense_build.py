@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense field of one commit: its rows, its codec and its files.
 
-The commit that first has enough vectors for a codec trains one, and writes all segments anew with
-it: what they hold beside is copied. Rows go through one file of the spool, in the order in which
-the segments of the commit have them, so that memory does not grow with their number.
+A commit that trains a codec, the first or one for far more vectors than the last, writes all
+segments anew with it: what they hold beside is copied. Rows go through one file of the spool, in
+the order in which the segments of the commit have them, so that memory does not grow with their
+number.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weft import _native
-from weft.lifecycle.bitmaps import as_mask
-from weft.lifecycle.entries import CodecEntry, DenseEntry
-from weft.lifecycle.planning import sample_bytes
+from weft.lifecycle.codec_build import share_beyond
+from weft.lifecycle.codec_sizes import outgrown
+from weft.lifecycle.entries import DenseEntry
 from weft.lifecycle.row_files import IdTable, rows_file
+from weft.lifecycle.stored import live_lengths, stored_vectors
 from weft.types import defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from weft.lifecycle.codec_build import CodecBuild
     from weft.lifecycle.compaction import Merge
     from weft.lifecycle.manifest import Manifest
     from weft.lifecycle.new_files import NewFiles
     from weft.lifecycle.snapshot import OpenSegment, Snapshot
     from weft.lifecycle.spool import Spool
-    from weft.types import Progress
-
-    MadeOnce = Callable[[str, Callable[[], Sequence[str]]], list[str]]
 
 BLOCK_ROWS = 4_096
 
@@ -48,8 +48,6 @@ class DenseBuild:
         files: NewFiles,
         *,
         threads: int,
-        max_ram: int,
-        progress: Progress,
     ) -> None:
         self.config = base.config.of_dense()
         self.entry: DenseEntry = base.dense
@@ -57,54 +55,61 @@ class DenseBuild:
         self.trained = False
         self._spool = spool
         self._files = files
-        self._threads, self._max_ram, self._progress = threads, max_ram, progress
-        self._n_old = self._n_merged = 0
+        self._threads = threads
+        self._is_growing = base.n_docs > 0
+        self.drift: float | None = None
+        self._n = self._n_old = self._n_merged = 0
 
-    def prepare(self, kept: Iterable[OpenSegment], made_once: MadeOnce, *, retrain: bool) -> None:
-        """Lay out the rows of what is added; and where a codec is trained, of all that is kept."""
-        kept = list(kept)
+    def prepare(
+        self,
+        kept: Sequence[OpenSegment],
+        codecs: CodecBuild,
+        *,
+        retrain: bool,
+        has_room: Callable[[], bool],
+    ) -> None:
+        """Lay out the rows of what is added, and find the codec for them.
+
+        Where one is trained, the rows of all that is kept are laid out, too. Asked by `retrain`, or
+        because the field has outgrown its codec and there is room to write all segments anew.
+        """
         lengths = np.zeros(self._spool.n_windows, np.uint32)
         for doc, _ in self._spool.vectors("dense", 0, len(lengths)):
             lengths[doc] = 1
         self.lengths = lengths
         n_kept = sum(int(live_lengths(segment, "dense").sum()) for segment in kept)
-        n = n_kept + int(lengths.sum())
-        trains = n >= defaults.codec_tokens and (self.codec is None or retrain)
+        n_new = int(lengths.sum())
+        self._n = n = n_kept + n_new
+        entry = self.entry.codec
+        if entry is None or retrain:
+            trains = n >= defaults.codec_tokens
+        else:
+            trains = n_new > 0 and outgrown(self.config, entry, n) and has_room()
         old = (row for segment in kept for row in stored_vectors(segment)) if trains else iter(())
         self._n_old = n_kept if trains else 0
         added = (value for _, value in self._spool.vectors("dense", 0, len(lengths)))
         rows = self._spool.lay_out("dense.f16", _joined(itertools.chain(old, added)))
         self._rows = rows.view(np.float16).reshape(-1, self.config.dim)
         if trains:
-            self._train(made_once)
+            ahead = defaults.growth_ahead if self._is_growing and not retrain else 1
+            self.codec, made = codecs.train(self._rows, ahead * n)
+            self.entry, self.trained = DenseEntry(made), True
+        elif self.codec is not None and entry is not None and n_new > 0:
+            used = [segment.dense.codec_checksum for segment in kept if segment.dense is not None]
+            self.codec, made = codecs.grow(self.codec, entry, self._rows, used, n)
+            self.entry = replace(self.entry, codec=made)
+        self.drift = share_beyond(self.codec, self._rows, self._threads)
+
+    @property
+    def is_untuned(self) -> bool:
+        """Whether there are no operating points for so many vectors with this codec."""
+        tuning = self.entry.tuning
+        return self.trained or tuning is None or tuning.is_outgrown(self._n)
 
     @property
     def added_rows(self) -> NDArray[np.float16]:
         """The rows of what is added."""
         return self._rows[self._n_old :]
-
-    def _train(self, made_once: MadeOnce) -> None:
-        config, rows = self.config, self._rows
-
-        def make() -> list[str]:
-            trained = _native.Codec.train(
-                rows,
-                nbits=config.nbits,
-                n_coarse=0,
-                n_fine=0,
-                iterations=config.kmeans_iterations,
-                seed=config.seed,
-                max_sample_bytes=sample_bytes(self._max_ram),
-                threads=self._threads,
-                progress=self._progress,
-            )
-            return [self._files.write_codec(trained)]
-
-        (name,) = made_once(f"dense codec {sample_bytes(self._max_ram)}", make)
-        self.codec = self._files.open_codec(name)
-        entry = CodecEntry(name, self.codec.n_coarse, self.codec.n_fine, len(rows))
-        self.entry = DenseEntry(entry)
-        self.trained = True
 
     def of_merge(self, merge: Merge) -> Callable[[int, str], int] | None:
         """Give what fills the file of a merged segment; None where vectors can be copied.
@@ -138,17 +143,3 @@ def _offsets(lengths: NDArray[np.uint32]) -> NDArray[np.uint64]:
 def _joined(rows: Iterator[bytes]) -> Iterator[bytes]:
     while some := list(itertools.islice(rows, BLOCK_ROWS)):
         yield b"".join(some)
-
-
-def live_lengths(segment: OpenSegment, field: str) -> NDArray[np.int64]:
-    """Give how many rows or terms a field has of each window; deleted ones have none."""
-    lengths = segment.lengths(field).astype(np.int64)
-    lengths[as_mask(segment.deleted, len(lengths))] = 0
-    return lengths
-
-
-def stored_vectors(segment: OpenSegment) -> Iterator[bytes]:
-    """Give what a segment stores of its vectors, as float16; none of deleted documents."""
-    if segment.dense is not None:
-        for window in np.flatnonzero(live_lengths(segment, "dense")).tolist():
-            yield segment.dense.rows(window).astype(np.float16).tobytes()

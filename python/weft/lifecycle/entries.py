@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.types import OperatingPoint
+from weft.types import OperatingPoint, defaults
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,12 +29,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CodecEntry:
-    """The codec file, the size of its tree, and the number of tokens that it is made for."""
+    """The codec file and the size of its tree.
+
+    `n_tokens` is what it is made for, `n_trained` how many there were when it was trained.
+    """
 
     file: str
     n_coarse: int
     n_fine: int
     n_tokens: int
+    n_trained: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class SegmentEntry:
 
     `n_docs` counts documents, `n_windows` what they are stored as, `n_empty` documents without
     tokens; deleted ones are counted too, since they are still stored. `drift` is the share of its
-    tokens that lay beyond the error of the codec when they were encoded; None without codes.
+    tokens that lay beyond the error of the codec when they were encoded, `dense_drift` that of its
+    dense vectors; None without codes.
     """
 
     name: str
@@ -66,6 +71,7 @@ class SegmentEntry:
     tombstones: TombstonesEntry | None = None
     fields: tuple[str, ...] = ()
     drift: float | None = None
+    dense_drift: float | None = None
 
     @classmethod
     def new(
@@ -76,6 +82,7 @@ class SegmentEntry:
         documents: bool,
         fields: tuple[str, ...],
         drift: float | None,
+        dense_drift: float | None,
     ) -> SegmentEntry:
         """Name a segment to come: the tokens of its windows, the first windows of its documents."""
         per_document = np.add.reduceat(lengths.astype(np.int64), starts)
@@ -88,6 +95,7 @@ class SegmentEntry:
             documents=documents,
             fields=fields,
             drift=drift,
+            dense_drift=dense_drift,
         )
 
     @property
@@ -135,6 +143,15 @@ class Tuning:
     n_queries: int
     n_tokens: int
     truth: str
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether nobody has given queries to tune with."""
+        return self.queries == "sampled documents"
+
+    def is_outgrown(self, n_tokens: int) -> bool:
+        """Whether so many tokens are to be tuned for; what somebody's own queries gave is kept."""
+        return self.is_sampled and n_tokens >= defaults.tune_growth * self.n_tokens
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class DenseInfo:
+    """What an index says of the codec of its dense vectors, as `IndexInfo` of that of tokens.
+
+    What training anew would make is told for as many vectors as there are documents.
+    """
+
+    n_coarse: int | None
+    n_fine: int | None
+    n_coarse_retrained: int | None
+    n_fine_retrained: int | None
+    drift: float | None
+    operating_points: tuple[OperatingPoint, ...]
+    truth: str | None
+
+
+@dataclass(frozen=True)
 class IndexInfo:
     """What an index holds at one generation.
 
@@ -23,7 +39,8 @@ class IndexInfo:
     `drift` is the share of tokens that lay farther from the centroids, when they were added, than
     95 % of those that the codec was trained on: about 0.05 where documents are like the first ones;
     None where it is not known. `n_coarse_retrained` and `n_fine_retrained` centroids would there be
-    if the codec were trained anew for the tokens of now; None where there is no codec.
+    if the codec were trained anew for the tokens of now; None where there is no codec. `dense` says
+    the same of the dense vectors; None where the index has no such field.
     """
 
     path: str
@@ -46,6 +63,7 @@ class IndexInfo:
     drift: float | None
     operating_points: tuple[OperatingPoint, ...]
     truth: str | None
+    dense: DenseInfo | None
 
 
 @dataclass(frozen=True)

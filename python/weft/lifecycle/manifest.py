@@ -128,15 +128,6 @@ class Manifest:
         small, large = sorted((self.n_tokens, self.tuning.n_tokens))
         return large > small * defaults.stale_growth
 
-    def outgrew_tuning(self, n_tokens: int) -> bool:
-        """Whether so many tokens are to be tuned for; what somebody's own queries gave is kept."""
-        tuning = self.tuning
-        return (
-            tuning is not None
-            and tuning.queries == "sampled documents"
-            and n_tokens >= defaults.tune_growth * tuning.n_tokens
-        )
-
     def next(self, generation: int, **changes: Any) -> Manifest:  # noqa: ANN401
         """Give the manifest of a later generation, naming only files that it uses."""
         made = replace(self, generation=generation, **changes)
@@ -255,7 +246,9 @@ def _parse_body(body: dict[str, Any]) -> Manifest:
 
 
 def _parse_codec(found: dict[str, Any] | None) -> CodecEntry | None:
-    return None if found is None else CodecEntry(**found)
+    if found is None:
+        return None
+    return CodecEntry(**{"n_trained": found["n_tokens"], **found})  # older indexes do not say
 
 
 def _parse_tuning(found: dict[str, Any] | None) -> Tuning | None:
@@ -283,9 +276,9 @@ def _check(manifest: Manifest) -> None:
     counts: list[tuple[str, object]] = [("generation", manifest.generation)]
     for segment in manifest.segments:
         counts += [(f"{segment.name}.{n}", getattr(segment, n)) for n in _SEGMENT_COUNTS]
-        drift = segment.drift
-        if drift is not None and not (isinstance(drift, float) and 0.0 <= drift <= 1.0):
-            raise ValueError(f"{segment.name}.drift={drift!r}: expected a number from 0 to 1")
+        for drift in (segment.drift, segment.dense_drift):
+            if drift is not None and not (isinstance(drift, float) and 0.0 <= drift <= 1.0):
+                raise ValueError(f"{segment.name}: drift {drift!r}, expected a number from 0 to 1")
         if segment.n_docs > segment.n_windows or segment.n_empty > segment.n_docs:
             raise ValueError(f"{segment.name}: more documents than it can hold")
         if (deleted := segment.tombstones) is not None:
@@ -318,7 +311,7 @@ def _check(manifest: Manifest) -> None:
 
 
 _SEGMENT_COUNTS = ("n_docs", "n_windows", "n_empty", "n_tokens")
-_CODEC_COUNTS = ("n_coarse", "n_fine", "n_tokens")
+_CODEC_COUNTS = ("n_coarse", "n_fine", "n_tokens", "n_trained")
 
 
 def generations(directory: Directory) -> list[int]:

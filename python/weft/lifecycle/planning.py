@@ -20,6 +20,7 @@ import numpy as np
 
 from weft.checks import check_int
 from weft.errors import InvalidArgumentError, OutOfMemoryError, StorageError
+from weft.lifecycle.codec_sizes import n_more_centroids, outgrown, tree_size
 from weft.sparse import BYTES_PER_POSTING, LEAST_POSTINGS, TERM_BYTES
 from weft.types import defaults
 
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from weft.types import IndexConfig
 
 MIN_RAM = 128 << 20  # FIXED_BYTES and some to work with
-MAX_COARSE = 65_536
-TOKENS_PER_FINE = 50
-CHILDREN_BY_RULE = 128
-MAX_CHILDREN = 256
 SAMPLE_PER_FINE = 16
 LEAST_SAMPLE_PER_FINE = 8
 
@@ -67,7 +64,8 @@ class Plan:
     ----------
     n_docs, n_tokens, n_terms
         What is encoded and stored: what is added, and where a codec is trained for an index that
-        had none, what is there already. `n_terms` are those of all sparse vectors.
+        had none or has outgrown it, what is there already. `n_terms` are those of all sparse
+        vectors.
     disk_bytes
         Size of all fields of that, without texts and metadata.
     spool_bytes
@@ -96,26 +94,6 @@ class Plan:
 def padded_dim(dim: int) -> int:
     """Give the dimensions that are stored: the next multiple of 32."""
     return -(-dim // 32) * 32
-
-
-def tree_size(config: IndexConfig, n_tokens: int) -> tuple[int, int]:
-    """Give the numbers of coarse and fine centroids for so many tokens.
-
-    Coarse: the power of two nearest to the square root, 16 to 65,536, doubled until it has at most
-    128 fine centroids each. Fine: a fiftieth of the tokens.
-    """
-    wanted = config.n_fine or n_tokens // TOKENS_PER_FINE
-    coarse = config.n_coarse
-    if coarse is None:
-        power = round(math.log2(math.sqrt(max(n_tokens, 1))))
-        coarse = min(max(2**power, 16), MAX_COARSE)
-        while coarse < MAX_COARSE and wanted > CHILDREN_BY_RULE * coarse:
-            coarse *= 2
-        if config.n_fine is not None:
-            coarse = min(coarse, config.n_fine)
-    if config.n_fine is not None:
-        return coarse, config.n_fine
-    return coarse, min(max(wanted, coarse), CHILDREN_BY_RULE * coarse)
 
 
 def sample_bytes(max_ram: int) -> int:
@@ -167,34 +145,12 @@ def segment_cuts(
     return cuts
 
 
-def n_more_centroids(
-    config: IndexConfig, codec: CodecEntry, *, n_tokens: int, n_new: int, drift: float
-) -> int:
-    """Say how many fine centroids a codec is to get.
-
-    Parameters
-    ----------
-    config, codec
-        Of the index; where the configuration names a number of fine centroids, it stays.
-    n_tokens, n_new
-        Tokens of the index with those of the commit, and those of the commit.
-    drift
-        Share of the new tokens that lie beyond the error that the codec was trained to.
-    """
-    if config.n_fine is not None:
-        return 0
-    room = MAX_CHILDREN * codec.n_coarse - codec.n_fine
-    by_size = tree_size(config, n_tokens)[1] - codec.n_fine
-    if by_size >= defaults.fine_growth * codec.n_fine:
-        return min(by_size, room)
-    if drift > defaults.drift:
-        return min(max(by_size, n_new // TOKENS_PER_FINE), room)
-    return 0
-
-
 @dataclass(frozen=True)
 class Held:
-    """What is left of an index before a build, its bytes on disk, and the codecs of its fields."""
+    """What is left of an index before a build, its bytes on disk, and the codecs of its fields.
+
+    `stays`: these are not trained anew, though the index may outgrow them.
+    """
 
     n_docs: int = 0
     n_tokens: int = 0
@@ -202,19 +158,22 @@ class Held:
     n_bytes: int = 0
     codec: CodecEntry | None = None
     dense: CodecEntry | None = None
+    stays: bool = False
 
 
 @dataclass(frozen=True)
 class _Tree:
     """The codec of a field after a build, and the tokens it is trained on or grows from.
 
-    Without centroids there is none. `memory` is that of the centroids, old ones included.
+    Without centroids there is none. `memory` is that of the centroids, old ones included. Where it
+    is trained, what there is already is encoded with it, too.
     """
 
     n_coarse: int = 0
     n_fine: int = 0
     n_sample: int = 0
     memory: int = 0
+    trained: bool = False
 
 
 def plan(
@@ -267,17 +226,17 @@ def plan_addition(
     n_dense, n_terms = _counts(config, n_docs, n_dense, n_terms)
     ram = parse_ram(max_ram)
     copied = 0
-    tree = _tree(config, held.codec, held.n_tokens, n_tokens, ram, grows=True)
-    if tree.n_sample and held.codec is None:
+    tree = _tree(config, held, held.codec, held.n_tokens, n_tokens, ram)
+    n_dense_held = _dense_of(config, held)
+    if tree.trained:
         n_docs, n_tokens = n_docs + held.n_docs, n_tokens + held.n_tokens
-        n_dense, n_terms = n_dense + _dense_of(config, held), n_terms + held.n_terms
-        held = Held(dense=held.dense)
+        n_dense, n_terms = n_dense + n_dense_held, n_terms + held.n_terms
+        n_dense_held = 0
     dense_tree = _Tree()
     if config.dense is not None:
-        old = _dense_of(config, held)
-        dense_tree = _tree(config.of_dense(), held.dense, old, n_dense, ram, grows=False)
-        if dense_tree.n_sample and held.n_docs:
-            n_dense, copied = n_dense + old, held.n_bytes
+        dense_tree = _tree(config.of_dense(), held, held.dense, n_dense_held, n_dense, ram)
+        if dense_tree.trained and n_dense_held:
+            n_dense, copied = n_dense + n_dense_held, held.n_bytes
 
     token_limit, byte_limit = segment_limits(ram)
     building = n_tokens * SEGMENT_TOKEN_BYTES + n_docs * SEGMENT_DOC_BYTES
@@ -336,23 +295,28 @@ def _dense_of(config: IndexConfig, held: Held) -> int:
 
 
 def _tree(
-    config: IndexConfig, codec: CodecEntry | None, n_held: int, n_new: int, ram: int, *, grows: bool
+    config: IndexConfig, held: Held, codec: CodecEntry | None, n_held: int, n_new: int, ram: int
 ) -> _Tree:
-    """Give the codec of a field with `n_new` rows beside those held: trained, grown, or kept."""
+    """Give the codec of a field with `n_new` rows beside `n_held`: trained, grown, or kept."""
     n_rows, centroid = n_held + n_new, padded_dim(config.dim) + CENTROID_EXTRA
     most = sample_bytes(ram) // padded_dim(config.dim)
+    memory = 0 if codec is None else (codec.n_coarse + codec.n_fine) * centroid
     if codec is None:
-        if n_rows < defaults.codec_tokens:
-            return _Tree()
-        made_for = (defaults.growth_ahead if n_held and grows else 1) * n_rows
+        trains = n_rows >= defaults.codec_tokens
+    else:
+        trains = n_new > 0 and not held.stays and outgrown(config, codec, n_rows)
+    if trains:
+        made_for = (defaults.growth_ahead if held.n_docs else 1) * n_rows
         n_coarse, n_fine = tree_size(config, made_for)
         if config.n_fine is None:
             n_fine = min(n_fine, max(most // LEAST_SAMPLE_PER_FINE, n_coarse))
         n_sample = min(n_rows, SAMPLE_PER_FINE * n_fine, most)
-        return _Tree(n_coarse, n_fine, n_sample, (n_coarse + n_fine) * centroid)
-    memory = (codec.n_coarse + codec.n_fine) * centroid
+        memory += (n_coarse + n_fine) * centroid
+        return _Tree(n_coarse, n_fine, n_sample, memory, trained=True)
+    if codec is None:
+        return _Tree()
     n_more = 0
-    if grows and n_new:
+    if n_new:
         n_more = n_more_centroids(config, codec, n_tokens=n_rows, n_new=n_new, drift=0.0)
         n_more = min(n_more, max(min(n_new, most) // LEAST_SAMPLE_PER_FINE, 1))
     if n_more == 0:

@@ -21,7 +21,6 @@ import sqlite3
 import uuid
 from array import array
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +38,14 @@ from weft.lifecycle.documents import (
     sqlite_errors,
 )
 from weft.lifecycle.entries import FileEntry
-from weft.lifecycle.spool_tables import TABLES_OF_SPOOL, holds_documents, insert
+from weft.lifecycle.spool_tables import (
+    TABLES_OF_SPOOL,
+    Mark,
+    Past,
+    batches,
+    holds_documents,
+    insert,
+)
 from weft.lifecycle.windows import Batch, window_ids
 
 if TYPE_CHECKING:
@@ -55,27 +61,6 @@ logger = logging.getLogger("weft")
 
 REFILL_DOCUMENTS = 1_024
 READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A state of the spool to go back to."""
-
-    n_windows: int
-    n_docs: int
-    n_tokens: int
-    n_dropped: int
-    has_documents: bool
-
-
-@dataclass(frozen=True)
-class _Past:
-    """A batch that another writer has added: the state before it, and what it is."""
-
-    before: Mark
-    n_docs: int
-    n_windows: int
-    checksum: int
 
 
 class Spool:
@@ -110,7 +95,7 @@ class Spool:
         self._lengths = array("I")
         self._fd = -1
         self._path = directory.path / self.name / "documents.sqlite"
-        self._left: deque[_Past] = deque()
+        self._left: deque[Past] = deque()
         if name is None:
             directory.make_folder(self.name)
         self._lock = directory.lock(self.name)
@@ -154,20 +139,13 @@ class Spool:
         )
         if found != base or sound != "ok" or n_dropped != 0:
             raise CorruptIndexError(f"{self._path}: nothing to go on from", str(self._path))
-        for window, n_docs, blob, checksum, has_documents in list(
-            self.select(
-                "SELECT window, n_docs, lengths, checksum, has_documents FROM batch ORDER BY window"
-            )
-        ):
-            lengths = np.frombuffer(blob, np.uint32)
-            n_tokens = int(lengths.sum(dtype=np.int64))
-            if window != self.n_windows or checksum != self._checksum_of_rows(n_tokens):
+        for past in list(batches(self.select, self.mark())):
+            if past.checksum != self._checksum_of_rows(past.after.n_tokens - self.n_tokens):
                 break
-            self._left.append(_Past(self.mark(), n_docs, len(lengths), checksum))
-            self._lengths.extend(lengths.tolist())
-            self.n_docs += n_docs
-            self.n_tokens += n_tokens
-            self.has_documents = bool(has_documents)
+            self._left.append(past)
+            self._lengths.extend(past.lengths)
+            self.n_docs, self.n_tokens = past.after.n_docs, past.after.n_tokens
+            self.has_documents = past.after.has_documents
         self.rewind(self.mark())
         if self.n_docs == 0:
             raise CorruptIndexError(f"{self._path}: nothing to go on from", str(self._path))
@@ -196,6 +174,17 @@ class Spool:
     def mark(self) -> Mark:
         """Remember the state."""
         return Mark(self.n_windows, self.n_docs, self.n_tokens, self.n_dropped, self.has_documents)
+
+    def given(self) -> Mark:
+        """Give the state without what was taken over or set aside, and has not been given again."""
+        return self._left[0].before if self._left else self.mark()
+
+    def set_aside(self, mark: Mark) -> None:
+        """Go back to a state, but keep what was added since, to be recognised when it comes again.
+
+        So a commit that is tried again finds what it had put in beside what was given.
+        """
+        self._left = deque(batches(self.select, mark))
 
     def rewind(self, mark: Mark) -> None:
         """Go back to a state, as if nothing had been added since; what was dropped, stays so."""
@@ -271,6 +260,8 @@ class Spool:
 
     def drop(self, ids: Sequence[str]) -> int:
         """Forget documents; count those that were there. Their rows stay until `refill`."""
+        if self._left and self._any_left(ids):
+            self.forget_the_rest()
         with sqlite_errors(self._path, reading=False):
             self._connection.execute("BEGIN")
             try:
@@ -281,6 +272,12 @@ class Spool:
                 raise
         self.n_dropped += n_dropped
         return n_dropped
+
+    def _any_left(self, ids: Sequence[str]) -> bool:
+        """Tell whether one of the documents is among those that have not been given again."""
+        first = self._left[0].before.n_windows
+        found = (self.select("SELECT doc FROM ids WHERE id = ?", doc_id) for doc_id in ids)
+        return any(doc >= first for rows in found for (doc,) in rows)
 
     def _forget(self, ids: Sequence[str]) -> int:
         """Take ids away: a document without one is dropped."""
@@ -332,12 +329,15 @@ class Spool:
     def unspooled(self, documents: Iterable[Document], fields: Sequence[str]) -> Iterator[Document]:
         """Skip documents that were taken over, from the first on that is not the same none.
 
-        Those that came with other fields are not the same.
+        Those that came with other fields are not the same. What there is more of them than is given
+        stays, for a commit to tell whether it put it there.
         """
         documents = iter(documents)
         while self._left:
             past = self._left[0]
             given = list(itertools.islice(documents, past.n_docs))
+            if not given:
+                break
             first = past.before.n_windows
             stored = self._stored(first, first + past.n_windows)
             if not (
@@ -434,9 +434,13 @@ class Spool:
         sql = f"SELECT doc - ?1, value FROM {field} WHERE doc >= ?1 AND doc < ?2 ORDER BY doc"
         yield from self.select(sql, first, last)
 
-    def count_vectors(self, field: str) -> tuple[int, int]:
-        """Give how many vectors there are of a field, dropped ones included, and their bytes."""
-        found = self.select(f"SELECT count(*), total(length(value)) FROM {field}")
+    def count_vectors(self, field: str, n_windows: int) -> tuple[int, int]:
+        """Give how many vectors of a field are in the first windows, and their bytes.
+
+        Dropped ones are counted, too.
+        """
+        sql = f"SELECT count(*), total(length(value)) FROM {field} WHERE doc < ?"
+        found = self.select(sql, n_windows)
         return next((n, int(n_bytes)) for n, n_bytes in found)
 
     def write_documents(self, path: Path, first: int, last: int) -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from weft.errors import InvalidArgumentError
 from weft.fields import FIELDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from weft.lifecycle.windows import Batch
 
 TABLES_OF_SPOOL = """
@@ -23,6 +26,59 @@ CREATE TABLE batch(window INTEGER PRIMARY KEY, n_docs INTEGER NOT NULL, lengths 
 CREATE TABLE made(stage TEXT PRIMARY KEY, files TEXT NOT NULL);
 """
 """`batch`: what each call of `append` brought; `made`: files of the index made of all of it."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A state of the spool to go back to."""
+
+    n_windows: int
+    n_docs: int
+    n_tokens: int
+    n_dropped: int
+    has_documents: bool
+
+
+@dataclass(frozen=True)
+class Past:
+    """A batch that has been added before: the states before and after it, and what it is."""
+
+    before: Mark
+    after: Mark
+    lengths: list[int]
+    checksum: int
+
+    @property
+    def n_docs(self) -> int:
+        """Its documents."""
+        return self.after.n_docs - self.before.n_docs
+
+    @property
+    def n_windows(self) -> int:
+        """Their windows."""
+        return len(self.lengths)
+
+
+def batches(select: Callable[..., Iterator[tuple[Any, ...]]], mark: Mark) -> Iterator[Past]:
+    """Give the batches that were added after a state, up to the first that is missing."""
+    found = select(
+        "SELECT window, n_docs, lengths, checksum, has_documents FROM batch WHERE window >= ? "
+        "ORDER BY window",
+        mark.n_windows,
+    )
+    for window, n_docs, blob, checksum, has_documents in found:
+        if window != mark.n_windows:
+            break
+        lengths = np.frombuffer(blob, np.uint32).tolist()
+        after = Mark(
+            n_windows=window + len(lengths),
+            n_docs=mark.n_docs + n_docs,
+            n_tokens=mark.n_tokens + sum(lengths),
+            n_dropped=mark.n_dropped,
+            has_documents=bool(has_documents),
+        )
+        yield Past(mark, after, lengths, checksum)
+        mark = after
 
 
 def holds_documents(batch: Batch) -> bool:
