@@ -75,7 +75,7 @@ compare() {
   done
   python3 bench/peers/run.py "${sets[@]}" --out "$work/peers" --environments "$work/environments" --peers "$peers" \
     --device cuda:0 --engines weft,torch,fast-plaid,xtr-warp-rs --queries 1000 --batches 8,64,256 \
-    --threads "$(nproc)" --rounds 3 --seconds 5 --build-limit 900
+    --threads "$(nproc)" --rounds 3 --seconds 5 --build-limit 900 || return
   cp "$work/peers/rows.jsonl" "${out%.json}.peers.jsonl"
 }
 

@@ -98,6 +98,80 @@ def test_the_suite_tells_how_it_is_called():
     assert "no pass" in done.stderr.splitlines()[-1]
 
 
+@pytest.fixture
+def machine(tmp_path):
+    """Programs of a machine with a GPU, as far as they print; building weft is left to a test."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+
+    def program(name, text):
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+
+    ceilings = {"read_bytes_per_s": 4e12, "l2_bytes_per_s": 1e13, "mma_s8_operations_per_s": 8e14}
+    scan = {"tokens": 1_000_000, "median_ms": 2.0, "code_bytes": 4e9, "operations": 4e11}
+    peers = {"engine": "weft", "set": "s", "recall@10": 0.9, "ms": [1.0], "shares": [0.9]}
+    program("nvidia-smi", "echo 9.0")
+    program("made-ceilings", f"echo '{json.dumps(ceilings)}'")
+    program("made-scan", f"echo '{json.dumps(scan)}'")
+    program("nvcc", f"[ $1 = --version ] || cp {tools}/made-ceilings $work/ceilings")
+    program("g++", f"cp {tools}/made-scan $work/scan")
+    program("compute-sanitizer", "echo Device not supported.; exit 1")
+    info = {"cuda_build": {"devices": [{"name": "a GPU"}]}}
+
+    def python(pip="true", compare="true"):
+        program(
+            "python3",
+            f"""case "$1 ${{2%% *}}" in
+              "-m pip") {pip} ;;
+              "-c import") echo '{json.dumps(info)}' ;;
+              "-m pytest" | "bench/data.py "*) true ;;
+              "bench/peers/run.py "*) mkdir -p $work/peers
+                echo '{json.dumps(peers)}' >$work/peers/rows.jsonl; {compare} ;;
+              *) exec {sys.executable} "$@" ;;
+            esac""",
+        )
+
+    def suite(*words):
+        out = tmp_path / "out.json"
+        done = subprocess.run(
+            [ROOT / "tools/gpu_suite.sh", out, *words],
+            env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert out.exists(), done.stderr
+        return done.returncode, json.loads(out.read_text())
+
+    return python, suite
+
+
+def test_what_the_suite_writes(machine, tmp_path):
+    python, suite = machine
+    python()
+    status, found = suite("--tokens", "5")
+    states = {name: step["state"] for name, step in found["steps"].items()}
+    checks = {"memcheck", "racecheck", "synccheck"}
+    assert {name for name, state in states.items() if state == "unsupported"} == checks
+    assert (status, found["ok"], found["peers"]) == (0, True, [])
+    assert len(found["scan"]) == 5  # sizes and bits
+    assert found["scan"][0]["share_of_bound"] == 0.5
+    status, found = suite("--peers", tmp_path)
+    assert (status, found["steps"]["compare"]["state"]) == (0, "ok")
+    assert found["peers"] == [{"engine": "weft", "set": "s", "recall@10": 0.9}]
+    assert "ms" in (tmp_path / "out.peers.jsonl").read_text()
+
+
+def test_a_suite_that_fails_says_so(machine, tmp_path):
+    python, suite = machine
+    python(pip="exit 1")
+    status, found = suite()
+    assert (status, found["ok"]) == (1, False)
+    assert found["steps"]["build"]["state"] == "failed"
+    python(compare="exit 3")
+    status, found = suite("--peers", tmp_path)
+    assert (status, found["steps"]["compare"]["status"]) == (1, 3)
+
+
 def test_the_ceilings_compile(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
