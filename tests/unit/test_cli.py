@@ -214,7 +214,7 @@ class TestSearch:
         assert float(first[1]) > 0
         assert first[2] == "tea.md"
         assert "steep" in out
-        assert "ms" in err
+        assert "exhaustive on cpu · encoded on c" in err
 
     def test_json(self, text_index):
         status, out, _ = run("search", text_index, "rotate the key", "--json", "-k", 3)
@@ -225,6 +225,7 @@ class TestSearch:
         assert document["n_matching"] == len(TEXTS)
         assert document["hits"][0]["id"] == "keys.md"
         assert document["operating_point"]["path"] == "exhaustive"
+        assert (document["device"], document["encoder_device"][0]) == ("cpu", "c")
         assert document["timings_ms"]
         assert "matches" not in document["hits"][0]
         scores = [hit["score"] for hit in document["hits"]]

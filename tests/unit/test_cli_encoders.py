@@ -52,11 +52,15 @@ def test_recipe_and_options(tmp_path, folder, texts):
 
 
 def test_what_was_cut_is_said(tmp_path, folder, texts):
-    command = ("build", tmp_path / "cut.index", texts, "--model", folder, "--no-progress")
+    command = (
+        *("build", tmp_path / "cut.index", texts, "--model", folder, "--no-progress"),
+        *("--encoder-device", "cpu"),
+    )
     status, _, err = run(*command, "--option", "on_long=truncate")
     assert status == 0
-    assert "encoded 3 texts, 1.02 tokens a word; 0.0 % of what the model read was padding" in (
-        " ".join(err.split())
+    assert (
+        "encoded 3 texts on cpu, 1.02 tokens a word; 0.0 % of what the model read was padding"
+        in (" ".join(err.split()))
     )
     assert "1 long texts (33.3 %) lost their end, 27 tokens in all" in " ".join(err.split())
     status, _, err = run(*command, "--replace")

@@ -193,19 +193,20 @@ def build(
         info = weft.Index.open(index).info
         seconds = time.monotonic() - started
         skipped = job.skipped()
+        encoded_on = cli_fields.device_of(job.encoder)
         view.result(
             {
                 **info_to_json(info),
                 "seconds": seconds,
                 "plan": as_json(foretold),
                 "encoded": job.encoded(),
-                "encoder_device": cli_fields.device_of(job.encoder),
+                "encoder_device": encoded_on,
                 "skipped": skipped,
             }
         )
         view.print(show_info(info))
         view.note(f"built {index} in {duration(seconds)}")
-        for line in show_encoded(job.encoded()):
+        for line in show_encoded(job.encoded(), encoded_on):
             view.note(line)
         if skipped["count"]:
             view.note(f"left out {skipped['count']} documents; the first: {skipped['messages'][0]}")
@@ -258,7 +259,7 @@ def search(
         view.result({"query": query, **found_by, "encoder_device": encoded_on})
         for part in show_hits(hits, explain=explain, metadata=metadata):
             view.print(part)
-        view.note(show_summary(hits))
+        view.note(show_summary(hits, encoded_on))
 
 
 @app.command(epilog=examples("weft info", "weft info notes.index --json"))

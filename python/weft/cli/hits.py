@@ -84,8 +84,8 @@ def show_hits(hits: Hits, *, explain: bool, metadata: bool = False) -> Iterator[
         yield Text()
 
 
-def show_summary(hits: Hits) -> Text:
-    """Say in one line how the answer was found."""
+def show_summary(hits: Hits, encoded_on: str | None) -> Text:
+    """Say in one line how the answer was found, and where its query was encoded, where known."""
     point = hits.operating_point
     how = f"{point.path or 'searched'} on {hits.device}"
     parts = [f"{len(hits)} of {hits.n_matching:,} documents", how]
@@ -95,6 +95,8 @@ def show_summary(hits: Hits) -> Text:
             parts.append(f"below the target of {point.target}")
         if point.stale:
             parts.append("measured before the index grew")
+    if encoded_on is not None:
+        parts.append(f"encoded on {encoded_on}")
     total = sum(hits.timings_ms.values())
     stages = ", ".join(f"{name} {value:.1f}" for name, value in hits.timings_ms.items())
     parts.append(f"{total:.1f} ms ({stages})")

@@ -24,7 +24,7 @@ MOST_PER_WORD = 20
 """Beyond this a language puts no blanks between words, so that nothing is said of them."""
 
 
-def show_encoded(counts: dict[str, int] | None) -> list[str]:
+def show_encoded(counts: dict[str, int] | None, encoded_on: str | None) -> list[str]:
     """Say what encoding took, and every text that did not go in as a whole."""
     if counts is None or not counts["n_texts"]:
         return []
@@ -32,7 +32,7 @@ def show_encoded(counts: dict[str, int] | None) -> list[str]:
     words = f", {per_word:.2f} tokens a word" if per_word <= MOST_PER_WORD else ""
     padding = 100 * counts["n_padding"] / max(counts["n_read"], 1)
     lines = [
-        f"encoded {count(counts['n_texts'])} texts{words}; "
+        f"encoded {count(counts['n_texts'])} texts on {encoded_on}{words}; "
         f"{padding:.1f} % of what the model read was padding"
     ]
     if "n_pooled" in counts:
