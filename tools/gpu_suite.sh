@@ -8,7 +8,8 @@
 #
 # N tokens in the largest scan, 100000000 by default. WHEELS is a folder with those of fast-plaid and xtr-warp-rs for
 # this Python and its torch, and of what they import: then they are compared with weft and with plain torch on sets
-# of 10^6 and 10^7 tokens, which takes half an hour more; the rows are in OUT.peers.jsonl, for bench/peers/report.py.
+# of 10^6 and 10^7 tokens, which takes a quarter of an hour more; the rows are in OUT.peers.jsonl, which
+# bench/peers/report.py reads. bench/peers/run.py by itself asks more queries, for longer and for more results.
 #
 # Needs nvcc, cmake, ninja and a Python with weft's build and test requirements (scikit-build-core, pybind11,
 # numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
@@ -24,7 +25,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 if [ -z "$out" ]; then
-  sed -n '3,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '3,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -71,11 +72,11 @@ compare() {
   export PYTHONPATH="$work/site"
   for size in 1000000 10000000; do
     sets+=("$work/sets/synthetic-$size")
-    python3 bench/data.py synthetic "$size" --out "${sets[-1]}" --n-queries 1000 || return 1
+    python3 bench/data.py synthetic "$size" --out "${sets[-1]}" --n-queries 500 || return 1
   done
   python3 bench/peers/run.py "${sets[@]}" --out "$work/peers" --environments "$work/environments" --peers "$peers" \
-    --device cuda:0 --engines weft,torch,fast-plaid,xtr-warp-rs --queries 1000 --batches 8,64,256 \
-    --threads "$(nproc)" --rounds 3 --seconds 5 --build-limit 900 || return
+    --device cuda:0 --engines weft,torch,fast-plaid,xtr-warp-rs --queries 500 --k 10 --batches 8,64,256 \
+    --threads "$(nproc)" --rounds 2 --seconds 2 --build-limit 600 || return
   cp "$work/peers/rows.jsonl" "${out%.json}.peers.jsonl"
 }
 
