@@ -57,6 +57,7 @@ typedef struct weft_codec {
   const int8_t* fine;            /* [n_fine][dim] */
   const uint32_t* child_offsets; /* [n_coarse + 1] */
   float multiplier_least, multiplier_step;
+  const int8_t* coarse; /* [n_coarse][dim]; null: for scans alone */
 } weft_codec;
 
 /* Arrays of a segment as its file holds them: see docs/format.md. */
@@ -67,8 +68,11 @@ typedef struct weft_segment {
   const uint64_t* offsets; /* [n_docs + 1] */
   const uint16_t *parents, *steps;
   const uint8_t *children, *multipliers;
-  const uint8_t* codes;  /* [n_tokens][dim * nbits / 8] */
-  const uint32_t* ranks; /* [n_docs]: place of the id among those of all segments */
+  const uint8_t* codes;         /* [n_tokens][dim * nbits / 8] */
+  const uint32_t* ranks;        /* [n_docs]: place of the id among those of all segments */
+  const uint64_t* list_offsets; /* [n_fine + 1]; this and what follows: unused for scans alone */
+  const uint8_t* postings;      /* [list_offsets[n_fine]] numbers of ... */
+  uint32_t posting_width;       /* ... bytes */
 } weft_segment;
 
 /* A query in rotated space: row = s8 * scale. */
@@ -94,6 +98,40 @@ typedef struct weft_scan_args {
   uint64_t* counts; /* [n_queries]: how many there are; documents without a score are none */
 } weft_scan_args;
 
+/* A query for a pruned search: see search/probe.h. Scores of centroids are (dot >> shift), and their
+ * table entries, 0..255, those times factor / 2^15. */
+typedef struct weft_search_query {
+  uint32_t struct_size;
+  uint32_t n_merged;
+  weft_query query;
+  const uint32_t *lanes, *weights; /* [n_merged] tokens that stand for themselves and their like */
+  uint32_t coarse_shift;
+  int32_t coarse_factor, fine_factor; /* the shift of fine ones is query.base_shift */
+  uint32_t gain_shift;
+} weft_search_query;
+
+/* What a pruned search came to. */
+typedef struct weft_search_counts {
+  uint64_t postings, gathered, skimmed, refined;
+  uint64_t found; /* documents with a score, of `keep` */
+} weft_search_counts;
+
+typedef struct weft_search_args {
+  uint32_t struct_size;
+  uint32_t n_queries;
+  const weft_search_query* queries;
+  uint32_t nprobe, budget, ncandidates, nskim, nrefine; /* see search/params.h */
+  uint32_t floor_share;                                 /* the floor, times 256 */
+  uint64_t keep;
+  const uint64_t* allow; /* as for a scan */
+  uint32_t reads_on;     /* 1: until enough postings of documents in `allow` were read */
+  int32_t (*poll)(void*);
+  void* poll_data;
+  uint32_t* docs; /* [n_queries][keep], as from a scan */
+  float* scores;
+  weft_search_counts* counts; /* [n_queries] */
+} weft_search_args;
+
 typedef struct weft_resident weft_resident;
 
 typedef struct weft_backend {
@@ -113,6 +151,7 @@ typedef struct weft_backend {
   /* Copies device memory of another library to the host, after what was given to `stream` before: 1
      is the legacy default stream, 2 that of the thread, anything else a handle. */
   int32_t (*fetch)(void* to, const void* from, uint64_t bytes, uint64_t stream, weft_error* error);
+  int32_t (*search)(const weft_resident*, const weft_search_args*, weft_error* error);
 } weft_backend;
 
 #if defined(__GNUC__)

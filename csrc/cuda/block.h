@@ -43,6 +43,11 @@ struct Sums {
   int32_t at[4];
 };
 
+/// See same_before().
+struct Same {
+  uint32_t before, all;
+};
+
 #ifdef __CUDACC__
 
 template <class T, unsigned kThreads>
@@ -64,6 +69,12 @@ struct Group {
       __syncthreads();
     }
   }
+  /// A step of the group's warps, each with its number: f(warp, number).
+  template <class F>
+  WEFT_BODY void each_warp(const F& f) const {
+    f(Group<kWarp>{}, threadIdx.x / kWarp);
+    __syncthreads();
+  }
 };
 
 WEFT_BODY float half_value(uint16_t half) { return __half2float(__ushort_as_half(half)); }
@@ -79,15 +90,24 @@ struct PerThread {
   const T& operator[](unsigned t) const { return values[t]; }
 };
 
-/// `order`: the threads in the order in which each step runs them.
+/// `order`: the threads in the order in which each step runs them; `lanes`: those of a warp.
 template <unsigned kThreads>
 struct Group {
   const unsigned* order;
+  const unsigned* lanes = nullptr;
 
   template <class F>
   void step(const F& f) const {
     for (unsigned i = 0; i < kThreads; ++i) {
       f(order[i]);
+    }
+  }
+  template <class F>
+  void each_warp(const F& f) const {
+    for (unsigned i = 0; i < kThreads; ++i) {
+      if (order[i] % kWarp == 0) {
+        f(Group<kWarp>{lanes}, order[i] / kWarp);
+      }
     }
   }
 };
@@ -135,7 +155,8 @@ template <class T>
 using Lane = PerThread<T, kWarp>;
 
 /// The value of one thread, for all.
-WEFT_BODY float read(const Lane<float>& values, unsigned from) {
+template <class T>
+WEFT_BODY T read(const Lane<T>& values, unsigned from) {
 #ifdef __CUDACC__
   return __shfl_sync(0xffffffffu, values.value, static_cast<int>(from));
 #else
@@ -160,6 +181,135 @@ WEFT_BODY void largest_of_quad(Lane<float>& values) {
       values[t] = largest;
     }
   }
+#endif
+}
+
+/// One bit for each thread whose value is not 0, that of thread 0 the lowest.
+WEFT_BODY uint32_t votes(const Lane<uint32_t>& values) {
+#ifdef __CUDACC__
+  return __ballot_sync(0xffffffffu, values.value != 0);
+#else
+  uint32_t bits = 0;
+  for (unsigned t = 0; t < kWarp; ++t) {
+    bits |= (values[t] != 0 ? 1u : 0u) << t;
+  }
+  return bits;
+#endif
+}
+
+/// How many of the lowest n bits are set.
+WEFT_BODY uint32_t count_below(uint32_t bits, unsigned n) {
+  const uint32_t below = n < 32 ? bits & ((1u << n) - 1) : bits;
+#ifdef __CUDACC__
+  return static_cast<uint32_t>(__popc(below));
+#else
+  return static_cast<uint32_t>(__builtin_popcount(below));
+#endif
+}
+
+WEFT_BODY uint32_t sum_of(const Lane<uint32_t>& values) {
+#ifdef __CUDACC__
+  return __reduce_add_sync(0xffffffffu, values.value);
+#else
+  uint32_t sum = 0;
+  for (unsigned t = 0; t < kWarp; ++t) {
+    sum += values[t];
+  }
+  return sum;
+#endif
+}
+
+/// For each thread how many threads have its value: before it, and in all.
+WEFT_BODY Lane<Same> same_before(const Lane<uint32_t>& values) {
+  Lane<Same> same;
+#ifdef __CUDACC__
+  const uint32_t bits = __match_any_sync(0xffffffffu, values.value);
+  same.value = {count_below(bits, threadIdx.x % kWarp), count_below(bits, kWarp)};
+#else
+  for (unsigned t = 0; t < kWarp; ++t) {
+    same[t] = {0, 0};
+    for (unsigned other = 0; other < kWarp; ++other) {
+      same[t].all += values[other] == values[t] ? 1 : 0;
+      same[t].before += other < t && values[other] == values[t] ? 1 : 0;
+    }
+  }
+#endif
+  return same;
+}
+
+/// Byte by byte the larger one.
+WEFT_BODY uint32_t larger_bytes(uint32_t a, uint32_t b) {
+#ifdef __CUDACC__
+  return __vmaxu4(a, b);
+#else
+  uint32_t larger = 0;
+  for (unsigned at = 0; at < 32; at += 8) {
+    const uint32_t left = a >> at & 255, right = b >> at & 255;
+    larger |= (left > right ? left : right) << at;
+  }
+  return larger;
+#endif
+}
+
+/// Whether any byte of a is at least that of b.
+WEFT_BODY bool any_byte_reaches(uint32_t a, uint32_t b) {
+#ifdef __CUDACC__
+  return __vcmpgeu4(a, b) != 0;
+#else
+  bool reaches = false;
+  for (unsigned at = 0; at < 32; at += 8) {
+    reaches |= (a >> at & 255) >= (b >> at & 255);
+  }
+  return reaches;
+#endif
+}
+
+/// Each thread's bytes become the largest ones of the threads with the same t % 8.
+WEFT_BODY void largest_bytes(Lane<uint32_t>& values) {
+#ifdef __CUDACC__
+  WEFT_UNROLL for (int apart = 8; apart < 32; apart *= 2) {
+    values.value = __vmaxu4(values.value, __shfl_xor_sync(0xffffffffu, values.value, apart));
+  }
+#else
+  for (unsigned t = 0; t < kWarp; ++t) {
+    values[t] = larger_bytes(values[t], values[t % 8]);
+    values[t % 8] = values[t];
+  }
+  for (unsigned t = 0; t < kWarp; ++t) {
+    values[t] = values[t % 8];
+  }
+#endif
+}
+
+/// Adds to a number that other threads add to in the same step, and gives what was there. The sum does
+/// not depend on who comes first; what is given does.
+WEFT_BODY uint32_t add(uint32_t& to, uint32_t value) {
+#ifdef __CUDACC__
+  return atomicAdd(&to, value);
+#else
+  to += value;
+  return to - value;
+#endif
+}
+
+/// Raises a number, which other threads may raise in the same step, to `value`; gives what was there.
+WEFT_BODY uint64_t raise(uint64_t& to, uint64_t value) {
+#ifdef __CUDACC__
+  static_assert(sizeof(uint64_t) == sizeof(unsigned long long));
+  return atomicMax(reinterpret_cast<unsigned long long*>(&to), value);
+#else
+  const uint64_t before = to;
+  to = value > to ? value : to;
+  return before;
+#endif
+}
+
+/// What a number is that is raised in the same step, or what it was shortly before.
+WEFT_BODY uint64_t glance(const uint64_t& at) {
+#ifdef __CUDACC__
+  return __ldcg(reinterpret_cast<const unsigned long long*>(&at));
+#else
+  return at;
 #endif
 }
 

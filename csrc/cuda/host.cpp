@@ -2,8 +2,6 @@
 //
 // The plug-in's host code, the same over every runtime: residents, passes of queries, rounds of
 // selection, and errors on their way out.
-#include "cuda/host.h"
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,12 +12,12 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "cuda/resident.h"
 
 namespace weft::cuda {
 
 namespace {
 
-constexpr uint32_t kDocsAligned = 64;        // documents of a segment begin at a word of `allow`
 constexpr size_t kTokensUploaded = 1 << 20;  // centroid numbers made at a time
 constexpr size_t kScoreBytes = size_t{256}
                                << 20;  // queries whose scores take more go one after another
@@ -29,7 +27,7 @@ constexpr size_t kMostQueries = 64;
 struct Extent {
   uint64_t n_docs = 0;  ///< each segment's rounded up
   uint64_t n_tokens = 0;
-  size_t codes, centroids, fines, steps, multipliers, offsets, ranks;  ///< bytes
+  size_t codes, centroids, fines, steps, multipliers, offsets, ranks, pruning;  ///< bytes
 
   Extent(const weft_codec& codec, const weft_segment* segments, uint32_t n_segments) {
     const bool known_bits = codec.nbits <= 8 && std::has_single_bit(codec.nbits);
@@ -49,25 +47,67 @@ struct Extent {
     multipliers = n_tokens;
     offsets = (n_docs + 1) * sizeof(uint64_t);
     ranks = n_docs * sizeof(uint32_t);
+    pruning = PrunedSearch::bytes(codec, segments, n_segments);
   }
 
-  size_t bytes() const { return codes + centroids + fines + steps + multipliers + offsets + ranks; }
+  size_t bytes() const {
+    return codes + centroids + fines + steps + multipliers + offsets + ranks + pruning;
+  }
 };
 
-/// A queue and what searches leave in device memory, reused by the next.
-struct Workspace {
-  explicit Workspace(int device) : queue(device) {}
-
-  Queue queue;
-  std::unique_ptr<Memory> scores, rows, passes, allow, kept[2];
-};
+}  // namespace
 
 float score_of(uint64_t key) {
   const auto rising = ~static_cast<uint32_t>(key >> 32);
   return std::bit_cast<float>(rising >> 31 != 0 ? rising & 0x7fffffffu : ~rising);
 }
 
-}  // namespace
+QueryPass make_pass(const weft_query& query, uint32_t dim, uint32_t begin,
+                    std::vector<Words<4>>& rows) {
+  const size_t words = size_t{dim} / 32 * kTiles * kWarp;
+  QueryPass pass{.rows = nullptr,
+                 .scores = nullptr,
+                 .base_unit = query.base_unit,
+                 .code_unit = query.code_unit,
+                 .shift = query.base_shift,
+                 .n_tokens = std::min(kPassRows, query.n_tokens - begin),
+                 .resumes = begin > 0 ? 1u : 0u,
+                 .sums = {}};
+  rows.resize(rows.size() + words);
+  Words<4>* const out = rows.data() + rows.size() - words;
+  for (uint32_t row = 0; row < pass.n_tokens; ++row) {
+    const int8_t* const in = query.rows + size_t{begin + row} * dim;
+    for (uint32_t d = 0; d < dim; d += 4) {
+      const uint32_t place = d / (dim / 4), depth = d % (dim / 4);
+      const size_t at = (depth / 8 * kTiles + row / 16) * kWarp + row % 8 * 4 + place;
+      std::memcpy(&out[at].at[row / 8 % 2 + 2 * (depth / 4 % 2)], in + d, 4);
+    }
+    for (uint32_t d = 0; d < dim; ++d) {
+      pass.sums[row] += in[d];
+    }
+  }
+  return pass;
+}
+
+void select_keys(Workspace& work, SelectLaunch round, std::vector<uint64_t>& keys) {
+  const uint32_t n = round.n_queries, k = round.first.k;
+  keys.resize(size_t{n} * k);
+  for (unsigned turn = 0;; turn ^= 1) {
+    const uint32_t n_slices = round.slice_count();
+    round.first.width = std::min(kSlice, std::bit_ceil(round.first.n));
+    round.kept_stride = uint64_t{n_slices} * k;
+    round.first.kept = grow<uint64_t>(work.queue, work.kept[turn], n * round.kept_stride);
+    work.queue.select(round);
+    if (n_slices == 1) {
+      work.queue.download(keys.data(), round.first.kept, keys.size() * sizeof keys[0]);
+      return;
+    }
+    round.first.scores = nullptr;
+    round.first.keys = round.first.kept;
+    round.first.n = n_slices * k;
+    round.keys_stride = round.kept_stride;
+  }
+}
 }  // namespace weft::cuda
 
 /// Codes of a list of segments on one device.
@@ -78,10 +118,14 @@ struct weft_resident {
                 uint32_t n_segments);
 
   void scan(const weft_scan_args& args) const;
+  void search(const weft_search_args& args) const;
   /// False in a child of the process that loaded it, where the device must not be touched.
   bool is_ours() const { return getpid() == process; }
 
  private:
+  /// Lends a workspace, which holds the bits of `allow`, to use(workspace).
+  template <class Use>
+  void with_workspace(const uint64_t* allow, const Use& use) const;
   void scan_some(Workspace& work, const weft_scan_args& args, uint32_t first, uint32_t n) const;
   void score(Workspace& work, const weft_scan_args& args, uint32_t first, uint32_t n,
              float* scores) const;
@@ -96,6 +140,7 @@ struct weft_resident {
   weft::cuda::Memory codes, centroids, fines, steps, multipliers, offsets, ranks;
   weft::cuda::Collection all;
   std::vector<uint32_t> host_ranks, docs_by_rank;
+  std::unique_ptr<weft::cuda::PrunedSearch> pruned;
 
   mutable std::mutex mutex;
   mutable std::vector<std::unique_ptr<Workspace>> idle;
@@ -170,6 +215,9 @@ weft_resident::weft_resident(int device_number, const weft_codec& codec,
   bounds.push_back(token);
   offsets.upload(0, bounds.data(), extent.offsets);
   ranks.upload(0, host_ranks.data(), extent.ranks);
+  if (codec.coarse != nullptr) {
+    pruned = std::make_unique<PrunedSearch>(queue, codec, segments, n_segments, all);
+  }
   queue.wait();
 }
 
@@ -188,27 +236,8 @@ void weft_resident::score(Workspace& work, const weft_scan_args& args, uint32_t 
       if (begin >= query.n_tokens) {
         continue;
       }
-      QueryPass pass{.rows = nullptr,
-                     .scores = scores + i * extent.n_docs,
-                     .base_unit = query.base_unit,
-                     .code_unit = query.code_unit,
-                     .shift = query.base_shift,
-                     .n_tokens = std::min(kPassRows, query.n_tokens - begin),
-                     .resumes = round > 0 ? 1u : 0u,
-                     .sums = {}};
-      rows.resize(rows.size() + pass_words);
-      Words<4>* const out = rows.data() + rows.size() - pass_words;
-      for (uint32_t row = 0; row < pass.n_tokens; ++row) {
-        const int8_t* const in = query.rows + size_t{begin + row} * all.dim;
-        for (uint32_t d = 0; d < all.dim; d += 4) {
-          const uint32_t place = d / (all.dim / 4), depth = d % (all.dim / 4);
-          const size_t at = (depth / 8 * kTiles + row / 16) * kWarp + row % 8 * 4 + place;
-          std::memcpy(&out[at].at[row / 8 % 2 + 2 * (depth / 4 % 2)], in + d, 4);
-        }
-        for (uint32_t d = 0; d < all.dim; ++d) {
-          pass.sums[row] += in[d];
-        }
-      }
+      QueryPass pass = make_pass(query, all.dim, begin, rows);
+      pass.scores = scores + i * extent.n_docs;
       passes.push_back(pass);
     }
   }
@@ -236,8 +265,8 @@ void weft_resident::score(Workspace& work, const weft_scan_args& args, uint32_t 
 /// The k first keys of each of n queries, sorted.
 void weft_resident::select(Workspace& work, uint32_t n, uint32_t k, float* scores,
                            std::vector<uint64_t>& keys) const {
-  keys.resize(size_t{n} * k);
   if (k > kMostSelected) {  // more than a slice may keep: sorted here
+    keys.resize(size_t{n} * k);
     std::vector<float> values(extent.n_docs);
     std::vector<uint64_t> every(extent.n_docs);
     for (uint32_t i = 0; i < n; ++i) {
@@ -251,32 +280,19 @@ void weft_resident::select(Workspace& work, uint32_t n, uint32_t k, float* score
     }
     return;
   }
-  SelectLaunch round{.first = {.scores = scores,
-                               .ranks = all.ranks,
-                               .keys = nullptr,
-                               .kept = nullptr,
-                               .n = all.n_docs,
-                               .k = k,
-                               .width = 0},
-                     .scores_stride = extent.n_docs,
-                     .keys_stride = 0,
-                     .kept_stride = 0,
-                     .n_queries = n};
-  for (unsigned turn = 0;; turn ^= 1) {
-    const uint32_t n_slices = round.slice_count();
-    round.first.width = std::min(kSlice, std::bit_ceil(round.first.n));
-    round.kept_stride = uint64_t{n_slices} * k;
-    round.first.kept = grow<uint64_t>(work.queue, work.kept[turn], n * round.kept_stride);
-    work.queue.select(round);
-    if (n_slices == 1) {
-      work.queue.download(keys.data(), round.first.kept, keys.size() * sizeof keys[0]);
-      return;
-    }
-    round.first.scores = nullptr;
-    round.first.keys = round.first.kept;
-    round.first.n = n_slices * k;
-    round.keys_stride = round.kept_stride;
-  }
+  select_keys(work,
+              {.first = {.scores = scores,
+                         .ranks = all.ranks,
+                         .keys = nullptr,
+                         .kept = nullptr,
+                         .n = all.n_docs,
+                         .k = k,
+                         .width = 0},
+               .scores_stride = extent.n_docs,
+               .keys_stride = 0,
+               .kept_stride = 0,
+               .n_queries = n},
+              keys);
 }
 
 void weft_resident::scan_some(Workspace& work, const weft_scan_args& args, uint32_t first,
@@ -298,13 +314,10 @@ void weft_resident::scan_some(Workspace& work, const weft_scan_args& args, uint3
   }
 }
 
-void weft_resident::scan(const weft_scan_args& args) const {
+template <class Use>
+void weft_resident::with_workspace(const uint64_t* allow, const Use& use) const {
   WEFT_REQUIRE(is_ours(), ErrorCode::device,
                "the device was opened before this process was forked; open the searcher again");
-  if (extent.n_docs == 0) {
-    std::fill_n(args.counts, args.n_queries, 0);
-    return;
-  }
   std::unique_ptr<Workspace> work;
   {
     const std::lock_guard lock(mutex);
@@ -316,21 +329,41 @@ void weft_resident::scan(const weft_scan_args& args) const {
   if (work == nullptr) {
     work = std::make_unique<Workspace>(device);
   }
-  if (args.allow != nullptr) {
+  if (allow != nullptr) {
     const size_t n_words = extent.n_docs / kDocsAligned;
     grow<uint64_t>(work->queue, work->allow, n_words);
-    work->allow->upload(0, args.allow, n_words * sizeof(uint64_t));
+    work->allow->upload(0, allow, n_words * sizeof(uint64_t));
   }
-  const auto at_once = static_cast<uint32_t>(
-      std::clamp<size_t>(kScoreBytes / (extent.n_docs * sizeof(float)), 1, kMostQueries));
-  for (uint32_t first = 0; first < args.n_queries; first += at_once) {
-    if (args.poll != nullptr && args.poll(args.poll_data) != 0) {
-      throw Error(ErrorCode::cancelled, "cancelled");
-    }
-    scan_some(*work, args, first, std::min(at_once, args.n_queries - first));
-  }
+  use(*work);
   const std::lock_guard lock(mutex);  // after an error it is not worth keeping
   idle.push_back(std::move(work));
+}
+
+void weft_resident::scan(const weft_scan_args& args) const {
+  if (extent.n_docs == 0) {
+    std::fill_n(args.counts, args.n_queries, 0);
+    return;
+  }
+  with_workspace(args.allow, [&](Workspace& work) {
+    const auto at_once = static_cast<uint32_t>(
+        std::clamp<size_t>(kScoreBytes / (extent.n_docs * sizeof(float)), 1, kMostQueries));
+    for (uint32_t first = 0; first < args.n_queries; first += at_once) {
+      if (args.poll != nullptr && args.poll(args.poll_data) != 0) {
+        throw Error(ErrorCode::cancelled, "cancelled");
+      }
+      scan_some(work, args, first, std::min(at_once, args.n_queries - first));
+    }
+  });
+}
+
+void weft_resident::search(const weft_search_args& args) const {
+  WEFT_REQUIRE(pruned != nullptr, ErrorCode::invalid_argument,
+               "search: loaded for scans alone, without coarse centroids");
+  if (extent.n_docs == 0) {
+    std::fill_n(args.counts, args.n_queries, weft_search_counts{});
+    return;
+  }
+  with_workspace(args.allow, [&](Workspace& work) { pruned->search(work, args, docs_by_rank); });
 }
 
 namespace {
@@ -366,6 +399,11 @@ int32_t scan_with(const weft_resident* resident, const weft_scan_args* args, wef
   return guarded(error, [&] { resident->scan(*args); });
 }
 
+int32_t search_with(const weft_resident* resident, const weft_search_args* args,
+                    weft_error* error) {
+  return guarded(error, [&] { resident->search(*args); });
+}
+
 }  // namespace
 
 const weft_backend* weft_backend_v1() {
@@ -380,6 +418,7 @@ const weft_backend* weft_backend_v1() {
                                     .load = load,
                                     .unload = unload,
                                     .scan = scan_with,
-                                    .fetch = fetch_to};
+                                    .fetch = fetch_to,
+                                    .search = search_with};
   return &backend;
 }

@@ -7,6 +7,7 @@
 
 #include "cuda/plug_in.h"
 #include "search/base_scores.h"
+#include "search/probe.h"
 
 namespace weft {
 
@@ -28,7 +29,8 @@ weft_codec to_c(const Codec& codec) {
           .fine = codec.fine().data(),
           .child_offsets = codec.child_offsets().data(),
           .multiplier_least = codec.multiplier_grid().least,
-          .multiplier_step = codec.multiplier_grid().step};
+          .multiplier_step = codec.multiplier_grid().step,
+          .coarse = codec.coarse().data()};
 }
 
 /// For each segment the place of its ids among those of all. Each segment's own order is merged in: of
@@ -71,7 +73,10 @@ std::vector<weft_segment> to_c(std::span<const std::shared_ptr<const Segment>> s
                    .children = segment.children().data(),
                    .multipliers = segment.multipliers().data(),
                    .codes = segment.codes().data(),
-                   .ranks = ranks.empty() ? nullptr : ranks[s].data()});
+                   .ranks = ranks.empty() ? nullptr : ranks[s].data(),
+                   .list_offsets = segment.list_offsets().data(),
+                   .postings = segment.postings(),
+                   .posting_width = segment.width()});
   }
   return out;
 }
@@ -124,53 +129,133 @@ class PlugInResident final : public Resident {
 
   const std::string& device() const noexcept override { return name_; }
 
-  std::vector<std::vector<ScannedDoc>> scan(
-      std::span<const std::unique_ptr<const PreparedQuery>> queries, size_t keep,
-      std::span<const BitmapView> matching, const std::function<bool()>& poll) const override {
+  std::vector<std::vector<ScannedDoc>> scan(std::span<const PreparedQuery* const> queries,
+                                            size_t keep, std::span<const BitmapView> matching,
+                                            const std::function<bool()>& poll) const override {
     std::vector<PlainQuery> plain;
     plain.reserve(queries.size());
     std::vector<weft_query> borrowed;
     for (const auto& query : queries) {
       borrowed.push_back(plain.emplace_back(*query, codec_).query);
     }
-    std::vector<uint64_t> allow;
-    for (const BitmapView& bitmap : matching) {
-      allow.insert(allow.end(), bitmap.words, bitmap.words + bitmap.word_count());
-    }
-    keep = std::min<size_t>(keep, n_docs_);
-    std::vector<uint32_t> docs(queries.size() * keep);
-    std::vector<float> scores(docs.size());
-    std::vector<uint64_t> counts(queries.size());
+    const std::vector<uint64_t> allow = joined(matching);
+    Results results(queries.size(), std::min<size_t>(keep, n_docs_));
     const weft_scan_args args{.struct_size = sizeof args,
                               .n_queries = static_cast<uint32_t>(queries.size()),
                               .queries = borrowed.data(),
-                              .k = keep,
+                              .k = results.keep,
                               .allow = allow.data(),
-                              .poll = [](void* data) -> int32_t {
-                                const auto& asked =
-                                    *static_cast<const std::function<bool()>*>(data);
-                                return asked && asked() ? 1 : 0;
-                              },
+                              .poll = ask,
                               .poll_data = const_cast<std::function<bool()>*>(&poll),
-                              .docs = docs.data(),
-                              .scores = scores.data(),
-                              .counts = counts.data()};
+                              .docs = results.docs.data(),
+                              .scores = results.scores.data(),
+                              .counts = results.counts.data()};
     weft_error error{};
     check(table_.scan(resident_, &args, &error), error);
 
     std::vector<std::vector<ScannedDoc>> found(queries.size());
     for (size_t i = 0; i < queries.size(); ++i) {
-      for (size_t j = i * keep; j < i * keep + counts[i]; ++j) {
-        const auto after = std::upper_bound(starts_.begin(), starts_.end(), docs[j]);
-        const auto segment = static_cast<uint32_t>(after - starts_.begin()) - 1;
-        const DocRef ref{segment, docs[j] - static_cast<uint32_t>(starts_[segment])};
-        found[i].push_back({ref, scores[j]});
+      found[i] = docs_of(results, i, results.counts[i]);
+    }
+    return found;
+  }
+
+  std::vector<PrunedDocs> search(std::span<const PreparedQuery* const> queries,
+                                 const SearchParams& params, size_t keep,
+                                 std::span<const BitmapView> matching, bool is_filtered,
+                                 const std::function<bool()>& poll) const override {
+    std::vector<PlainQuery> plain;
+    plain.reserve(queries.size());
+    std::vector<weft_search_query> borrowed;
+    std::vector<std::vector<uint32_t>> merged;  // lanes, then weights
+    uint32_t floor_share = 0;
+    for (const auto& query : queries) {
+      const TableGrid grid = table_grid(*query, codec_, params);
+      floor_share = grid.floor_share;
+      const size_t n = query->merged.size();
+      auto& tokens = merged.emplace_back(2 * n);
+      for (size_t i = 0; i < n; ++i) {
+        tokens[i] = query->merged[i].lane;
+        tokens[n + i] = query->merged[i].weight;
       }
+      borrowed.push_back({.struct_size = sizeof(weft_search_query),
+                          .n_merged = static_cast<uint32_t>(n),
+                          .query = plain.emplace_back(*query, codec_).query,
+                          .lanes = tokens.data(),
+                          .weights = tokens.data() + n,
+                          .coarse_shift = grid.coarse_shift,
+                          .coarse_factor = grid.coarse_factor,
+                          .fine_factor = grid.fine_factor,
+                          .gain_shift = grid.gain_shift});
+    }
+    const std::vector<uint64_t> allow = joined(matching);
+    Results results(queries.size(), std::min<size_t>(keep, n_docs_));
+    std::vector<weft_search_counts> counts(queries.size());
+    const weft_search_args args{.struct_size = sizeof args,
+                                .n_queries = static_cast<uint32_t>(queries.size()),
+                                .queries = borrowed.data(),
+                                .nprobe = params.nprobe,
+                                .budget = params.budget,
+                                .ncandidates = params.ncandidates,
+                                .nskim = params.nskim,
+                                .nrefine = params.nrefine,
+                                .floor_share = floor_share,
+                                .keep = results.keep,
+                                .allow = matching.empty() ? nullptr : allow.data(),
+                                .reads_on = is_filtered ? 1u : 0u,
+                                .poll = ask,
+                                .poll_data = const_cast<std::function<bool()>*>(&poll),
+                                .docs = results.docs.data(),
+                                .scores = results.scores.data(),
+                                .counts = counts.data()};
+    weft_error error{};
+    check(table_.search(resident_, &args, &error), error);
+
+    std::vector<PrunedDocs> found;
+    for (size_t i = 0; i < queries.size(); ++i) {
+      found.push_back({docs_of(results, i, counts[i].found), counts[i].postings, counts[i].gathered,
+                       counts[i].skimmed, counts[i].refined});
     }
     return found;
   }
 
  private:
+  struct Results {
+    size_t keep;
+    std::vector<uint32_t> docs;
+    std::vector<float> scores;
+    std::vector<uint64_t> counts;
+
+    Results(size_t n_queries, size_t kept)
+        : keep(kept), docs(n_queries * kept), scores(n_queries * kept), counts(n_queries) {}
+  };
+
+  static int32_t ask(void* data) {
+    const auto& asked = *static_cast<const std::function<bool()>*>(data);
+    return asked && asked() ? 1 : 0;
+  }
+
+  /// The bitmaps of all segments in one.
+  static std::vector<uint64_t> joined(std::span<const BitmapView> bitmaps) {
+    std::vector<uint64_t> words;
+    for (const BitmapView& bitmap : bitmaps) {
+      words.insert(words.end(), bitmap.words, bitmap.words + bitmap.word_count());
+    }
+    return words;
+  }
+
+  /// The n best documents of query i.
+  std::vector<ScannedDoc> docs_of(const Results& results, size_t i, uint64_t n) const {
+    std::vector<ScannedDoc> found;
+    for (size_t j = i * results.keep; j < i * results.keep + n; ++j) {
+      const auto after = std::upper_bound(starts_.begin(), starts_.end(), results.docs[j]);
+      const auto segment = static_cast<uint32_t>(after - starts_.begin()) - 1;
+      const DocRef ref{segment, results.docs[j] - static_cast<uint32_t>(starts_[segment])};
+      found.push_back({ref, results.scores[j]});
+    }
+    return found;
+  }
+
   const weft_backend& table_;
   std::string name_;
   const Codec& codec_;

@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string_view>
 
 #include "cuda/abi.h"
+#include "cuda/bodies/pruned.h"
 #include "cuda/bodies/scan.h"
 #include "cuda/bodies/select.h"
 
@@ -85,6 +87,11 @@ class Queue {
   void download(void* to, const void* from, size_t bytes);
   void scan(const ScanLaunch& launch);
   void select(const SelectLaunch& launch);
+  void stage(Stage stage, const Pruned& all, uint32_t number = 0);
+  /// Runs what `record` gives to this queue, which must be launches alone and the same for equal `all`:
+  /// they may be kept and launched again as one.
+  void replay(const Pruned& all, const std::function<void()>& record);
+  void clear(void* memory, size_t bytes);
   void wait();
 
  private:

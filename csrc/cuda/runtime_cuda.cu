@@ -2,15 +2,14 @@
 //
 // The runtime over CUDA. Linked statically with the toolkit's own, which finds the driver when it is
 // first asked; the driver must be as new as the toolkit.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
-#include "cuda/launch.h"
+#include "cuda/launch_cuda.h"
 
 namespace weft::cuda {
 
@@ -25,6 +24,7 @@ namespace {
 
 constexpr int kLeastMajor = 8;  // s8 products 32 deep
 constexpr unsigned kBlocksPerProcessor = 4;
+constexpr size_t kGraphsKept = 32;
 
 /// "13.0" of 13000.
 std::string version_text(int version) { return concat(version / 1000, ".", version % 1000 / 10); }
@@ -150,9 +150,16 @@ CallersDevice::~CallersDevice() {
 }
 
 struct Queue::State {
+  /// Launches that were recorded, by what they were given.
+  struct Graph {
+    Pruned all;
+    cudaGraphExec_t ready;
+  };
+
   int device;
   unsigned n_blocks = 0;
   cudaStream_t stream = nullptr;
+  std::vector<Graph> graphs = {};  ///< the last one used last
 
   void use() const { check(cudaSetDevice(device), "device"); }
 };
@@ -171,6 +178,9 @@ Queue::Queue(int device) : state_(new State{device}) {
 Queue::~Queue() {
   cudaSetDevice(state_->device);
   cudaStreamSynchronize(state_->stream);
+  for (const State::Graph& graph : state_->graphs) {
+    cudaGraphExecDestroy(graph.ready);
+  }
   cudaStreamDestroy(state_->stream);
 }
 
@@ -214,6 +224,48 @@ void Queue::select(const SelectLaunch& launch) {
   const dim3 grid(launch.slice_count(), launch.n_queries);
   select_kernel<<<grid, kSelectThreads, 0, state_->stream>>>(launch);
   check(cudaGetLastError(), "select");
+}
+
+void Queue::stage(Stage stage, const Pruned& all, uint32_t number) {
+  state_->use();
+  launch_stage(stage, all, number, state_->n_blocks * kScanWarps, state_->stream);
+  check(cudaGetLastError(), "stage");
+}
+
+void Queue::replay(const Pruned& all, const std::function<void()>& record) {
+  state_->use();
+  auto& graphs = state_->graphs;
+  auto found = std::find_if(graphs.begin(), graphs.end(),
+                            [&](const State::Graph& graph) { return graph.all == all; });
+  if (found == graphs.end()) {
+    check(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal), "graph");
+    cudaGraph_t graph = nullptr;
+    try {
+      record();
+    } catch (...) {
+      cudaStreamEndCapture(state_->stream, &graph);
+      cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(state_->stream, &graph), "graph");
+    cudaGraphExec_t ready = nullptr;
+    const cudaError_t code = cudaGraphInstantiate(&ready, graph, 0);
+    cudaGraphDestroy(graph);
+    check(code, "graph");
+    if (graphs.size() == kGraphsKept) {
+      wait();  // it may still run
+      cudaGraphExecDestroy(graphs.front().ready);
+      graphs.erase(graphs.begin());
+    }
+    found = graphs.insert(graphs.end(), {all, ready});
+  }
+  std::rotate(found, found + 1, graphs.end());
+  check(cudaGraphLaunch(graphs.back().ready, state_->stream), "graph");
+}
+
+void Queue::clear(void* memory, size_t bytes) {
+  state_->use();
+  check(cudaMemsetAsync(memory, 0, bytes, state_->stream), "clear");
 }
 
 void Queue::wait() { check(cudaStreamSynchronize(state_->stream), "device"); }

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "cuda/launch.h"
+#include "cuda/stages.h"
 
 namespace weft::cuda {
 
@@ -103,6 +104,46 @@ void Queue::scan(const ScanLaunch& launch) {
     }
   });
 }
+
+void Queue::stage(Stage stage, const Pruned& all, uint32_t number) {
+  const uint32_t n_x = groups_of(stage, all, kWarps);
+  const bool is_for_all = stage == Stage::count_survivors;
+  const uint32_t n_queries = is_for_all ? 1 : all.n_queries;
+  for (const unsigned group : order_of(state_->device, size_t{n_x} * n_queries)) {
+    const uint32_t x = group % n_x, query = group / n_x;
+    if (is_for_blocks(stage)) {
+      PrunedShared shared;
+      std::memset(&shared, kRubbish, sizeof shared);
+      with_block_stage(stage, [&]<Stage kStage>() {
+        block_share<kStage>(Block{state_->threads.data(), state_->lanes.data()}, all, query, x, n_x,
+                            shared);
+      });
+      continue;
+    }
+    const Warp warp{state_->lanes.data()};
+    with_stage<Stage::count_survivors, Stage::gather, Stage::interact>(
+        stage, [&]<Stage kStage>() { warp_share<kStage>(warp, all, query, number, x, n_x); });
+    with_stage<Stage::score_cells, Stage::score_children>(stage, [&]<Stage kStage>() {
+      if (all.all.dim == 128) {
+        centroids_share<kStage, 4>(warp, all, query, x, n_x);
+      } else {
+        centroids_share<kStage, 0>(warp, all, query, x, n_x);
+      }
+    });
+    with_stage<Stage::skim, Stage::refine>(stage, [&]<Stage kStage>() {
+      with_instance(all.nbits, all.all.dim, [&]<unsigned kBits, unsigned kSteps>() {
+        std::array<uint32_t, kLeadersHeld> leaders;
+        leaders.fill(UINT32_MAX);
+        score_candidates<kBits, kSteps, kStage == Stage::skim>(warp, all, query, number, x, n_x,
+                                                               leaders.data());
+      });
+    });
+  }
+}
+
+void Queue::replay(const Pruned&, const std::function<void()>& record) { record(); }
+
+void Queue::clear(void* memory, size_t bytes) { std::memset(memory, 0, bytes); }
 
 void Queue::select(const SelectLaunch& launch) {
   std::vector<uint64_t> keys(kSlice);

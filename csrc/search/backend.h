@@ -15,6 +15,7 @@
 #include "base/bitmap.h"
 #include "index/segment.h"
 #include "search/gather.h"
+#include "search/params.h"
 #include "search/query.h"
 
 namespace weft {
@@ -33,6 +34,12 @@ struct ScannedDoc {
   float score;
 };
 
+/// The answer to one query of a pruned search, and what it took.
+struct PrunedDocs {
+  std::vector<ScannedDoc> docs;  ///< best first
+  uint64_t n_postings, n_candidates, n_skimmed, n_refined;
+};
+
 /// The codes of a list of segments in the memory of a device. Const is safe from any thread.
 class Resident {
  public:
@@ -44,9 +51,18 @@ class Resident {
   /// For every query the `keep` documents of `matching` (one bitmap per segment) that score best by
   /// their codes, best first, equal scores by id: scores and order are those of the CPU, bit for bit.
   /// A document whose score is no number is left out. `poll` as for parallel_for().
-  virtual std::vector<std::vector<ScannedDoc>> scan(
-      std::span<const std::unique_ptr<const PreparedQuery>> queries, size_t keep,
-      std::span<const BitmapView> matching, const std::function<bool()>& poll) const = 0;
+  virtual std::vector<std::vector<ScannedDoc>> scan(std::span<const PreparedQuery* const> queries,
+                                                    size_t keep,
+                                                    std::span<const BitmapView> matching,
+                                                    const std::function<bool()>& poll) const = 0;
+
+  /// For every query the `keep` documents that the stages of a pruned search leave, from probe to refine,
+  /// as scan() gives them: those of the CPU, bit for bit. `matching`: empty for all documents; is_filtered:
+  /// whether lists are read beyond the budget because of it, see probe().
+  virtual std::vector<PrunedDocs> search(std::span<const PreparedQuery* const> queries,
+                                         const SearchParams& params, size_t keep,
+                                         std::span<const BitmapView> matching, bool is_filtered,
+                                         const std::function<bool()>& poll) const = 0;
 };
 
 /// Copies the codes to `device`: "cuda" (the first one), "cuda:N", "auto" or "cpu". Null where the CPU

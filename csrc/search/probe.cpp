@@ -106,24 +106,23 @@ void choose_cells(const PreparedQuery& query, uint32_t n_cells, size_t wanted, P
 }
 
 /// Scores every coarse centroid.
-void score_cells(const PreparedQuery& query, const Codec& codec, Probe& out) {
+void score_cells(const PreparedQuery& query, const Codec& codec, const TableGrid& grid,
+                 Probe& out) {
   const kernels::ByteTile tile = query.rotated.view();
   const size_t lanes = tile.lanes(), n_cells = codec.n_coarse();
   out.coarse.grow(n_cells * lanes);
   out.table.grow((n_cells + 1 + codec.n_fine() + 255) * lanes);
   out.dots.resize(std::max<size_t>(out.dots.size(), 1));
   out.dots[0].grow(kRowsAtOnce * lanes);
-  const unsigned shift = shift_for(query.longest * codec.longest_coarse());
-  score_rows(kernels::active(), tile, codec.coarse(), shift,
-             table_factor(codec.coarse_scale(), shift, query.scale, out.table_unit), out.dots[0],
-             out.coarse.data(), out.table.data());
+  score_rows(kernels::active(), tile, codec.coarse(), grid.coarse_shift, grid.coarse_factor,
+             out.dots[0], out.coarse.data(), out.table.data());
   // The sentinel row is what a damaged code reads: the lowest score there is.
   std::fill_n(out.table.data() + n_cells * lanes, lanes, uint8_t{0});
 }
 
 /// Scores the children of every chosen cell and points `cells` at their rows.
-void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, BaseScores& scores,
-                Probe& out) {
+void open_cells(const PreparedQuery& query, const Codec& codec, const TableGrid& grid,
+                size_t threads, BaseScores& scores, Probe& out) {
   const uint32_t n_cells = codec.n_coarse();
   const auto child_offsets = codec.child_offsets();
   out.cell_open.assign(n_cells, 0);
@@ -146,8 +145,6 @@ void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, 
   const size_t lanes = out.lanes;
   WEFT_ASSERT(n_rows + 255 <= out.table.size() / lanes);
   const kernels::ByteTile tile = query.rotated.view();
-  const int16_t factor =
-      table_factor(codec.fine_scale(), scores.shift(), query.scale, out.table_unit);
   out.dots.resize(std::max(out.dots.size(), threads));
   const auto open = [&](size_t first, size_t last, size_t worker) {
     out.dots[worker].grow(kRowsAtOnce * lanes);
@@ -163,13 +160,38 @@ void open_cells(const PreparedQuery& query, const Codec& codec, size_t threads, 
       const size_t begin = child_offsets[cell], count = child_offsets[cell + 1] - begin;
       uint8_t* rows = out.table.data() + (out.cells[cell] & 0x7fff'ffffu) * lanes;
       score_rows(kernels::active(), tile, codec.fine().subspan(begin * tile.dim, count * tile.dim),
-                 scores.shift(), factor, out.dots[worker], scores.fill(begin, count), rows);
+                 grid.fine_shift, grid.fine_factor, out.dots[worker], scores.fill(begin, count),
+                 rows);
     }
   };
   parallel_for(out.opened.size(), threads, open, kCellsAtOnce);
 }
 
 }  // namespace
+
+TableGrid table_grid(const PreparedQuery& query, const Codec& codec, const SearchParams& params) {
+  TableGrid grid{};
+  // Lengths of int8 rows, so bounds of dots, are exact up to double rounding.
+  const double longest_score = query.longest * query.scale *
+                               std::max(codec.longest_coarse() * codec.coarse_scale(),
+                                        codec.longest_fine() * codec.fine_scale());
+  grid.unit = std::max(longest_score / 255.0, 1e-30);
+  grid.coarse_shift = shift_for(query.longest * codec.longest_coarse());
+  grid.fine_shift = base_grid(query, codec).shift;
+  grid.coarse_factor =
+      table_factor(codec.coarse_scale(), grid.coarse_shift, query.scale, grid.unit);
+  grid.fine_factor = table_factor(codec.fine_scale(), grid.fine_shift, query.scale, grid.unit);
+  // A sum of gains must fit kSumBits: no token can gain more than 255 times its weight.
+  uint64_t bound = 0;
+  for (const auto& merged : query.merged) {
+    bound += uint64_t{255} * merged.weight;
+  }
+  while ((bound >> grid.gain_shift) > kernels::kSumMask / 2) {
+    ++grid.gain_shift;
+  }
+  grid.floor_share = static_cast<uint32_t>(std::lround(params.floor * 256.0f));
+  return grid;
+}
 
 void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint32_t> list_lengths,
            const SearchParams& params, size_t threads, BaseScores& scores, Probe& out,
@@ -178,14 +200,11 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
   const uint32_t n_cells = codec.n_coarse();
   out.lanes = lanes;
   out.cells.grow(size_t{n_cells} + 1);
-  // Lengths of int8 rows, so bounds of dots, are exact up to double rounding.
-  const double longest_score = query.longest * query.scale *
-                               std::max(codec.longest_coarse() * codec.coarse_scale(),
-                                        codec.longest_fine() * codec.fine_scale());
-  out.table_unit = std::max(longest_score / 255.0, 1e-30);
-  score_cells(query, codec, out);
+  const TableGrid grid = table_grid(query, codec, params);
+  out.table_unit = grid.unit;
+  score_cells(query, codec, grid, out);
   choose_cells(query, n_cells, params.nprobe, out);
-  open_cells(query, codec, threads, scores, out);
+  open_cells(query, codec, grid, threads, scores, out);
 
   // Every token's lists, best first: a counting sort over the 256 scores, ties by centroid number.
   const auto child_offsets = codec.child_offsets();
@@ -235,23 +254,14 @@ void probe(const PreparedQuery& query, const Codec& codec, std::span<const uint3
     }
   }
 
-  // A sum of gains must fit kSumBits: no token can gain more than 255 times its weight.
-  uint64_t bound = 0;
-  for (const auto& merged : query.merged) {
-    bound += uint64_t{255} * merged.weight;
-  }
-  out.gain_shift = 0;
-  while ((bound >> out.gain_shift) > kernels::kSumMask / 2) {
-    ++out.gain_shift;
-  }
-  const auto floor_share = static_cast<uint32_t>(std::lround(params.floor * 256.0f));
+  out.gain_shift = grid.gain_shift;
   out.lists.clear();
   out.list_ends.clear();
   out.largest_sum = 0;
   for (uint32_t token = 0; token < query.merged.size(); ++token) {
     const auto& lists = out.token_lists[token];
     const size_t count = std::min(n_rounds, lists.size());
-    const uint32_t floor = count > 0 ? (lists[count - 1].gain * floor_share) >> 8 : 0;
+    const uint32_t floor = count > 0 ? (lists[count - 1].gain * grid.floor_share) >> 8 : 0;
     for (size_t i = 0; i < count; ++i) {
       const uint32_t gain =
           ((lists[i].gain - floor) * query.merged[token].weight) >> out.gain_shift;

@@ -13,6 +13,17 @@
 
 namespace weft {
 
+/// How scores become table entries, (dot >> shift) * factor / 2^15 for either level of centroids, and
+/// entries become gains.
+struct TableGrid {
+  double unit;  ///< score = table entry * unit
+  unsigned coarse_shift, fine_shift;
+  int16_t coarse_factor, fine_factor;
+  unsigned gain_shift;   ///< gains are halved this often so that a sum of them fits
+  uint32_t floor_share;  ///< SearchParams::floor * 256
+};
+TableGrid table_grid(const PreparedQuery& query, const Codec& codec, const SearchParams& params);
+
 /// One inverted list to read, and what a document found in it gains.
 struct ProbedList {
   uint32_t fine;

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 
 #include "base/parallel.h"
 #include "search/interact.h"
+#include "search/searcher.inl"
 
 namespace weft {
 
@@ -20,32 +20,6 @@ constexpr double kSkimCost = 10.0;
 constexpr double kRefineCost = 27.0;
 constexpr double kScanCost = 22.0;
 constexpr double kCentroidCost = 22.0;
-
-/// Adds the time since the last call to one stage.
-class StageClock {
- public:
-  explicit StageClock(Found& found) : found_(found) {}
-  void finished(Stage stage) {
-    const auto now = std::chrono::steady_clock::now();
-    found_.milliseconds[static_cast<size_t>(stage)] +=
-        std::chrono::duration<double, std::milli>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  Found& found_;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-uint64_t count(std::span<const BitmapView> bitmaps) {
-  uint64_t n = 0;
-  for (const BitmapView& bitmap : bitmaps) {
-    for (size_t word = 0; word < bitmap.word_count(); ++word) {
-      n += static_cast<uint64_t>(std::popcount(bitmap.words[word]));
-    }
-  }
-  return n;
-}
 
 std::vector<Candidate> every_document(std::span<const BitmapView> matching, uint64_t n_matching) {
   std::vector<Candidate> all;
@@ -61,40 +35,6 @@ std::vector<Candidate> every_document(std::span<const BitmapView> matching, uint
 }
 
 }  // namespace
-
-struct Searcher::Scratch {
-  BaseScores base;
-  Probe probe;
-  Accumulators accumulators;
-  RankScratch rank;
-  std::vector<std::vector<uint64_t>> allowed_words;
-  std::vector<BitmapView> allowed;
-};
-
-/// Borrows a scratch from the pool and returns it.
-class Searcher::Lease {
- public:
-  explicit Lease(const Searcher& owner) : owner_(owner) {
-    const std::lock_guard lock(owner_.pool_mutex_);
-    if (!owner_.pool_.empty()) {
-      scratch_ = std::move(owner_.pool_.back());
-      owner_.pool_.pop_back();
-    } else {
-      scratch_ = std::make_unique<Scratch>();
-    }
-  }
-  ~Lease() {
-    const std::lock_guard lock(owner_.pool_mutex_);
-    owner_.pool_.push_back(std::move(scratch_));
-  }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-  Scratch& operator*() const noexcept { return *scratch_; }
-
- private:
-  const Searcher& owner_;
-  std::unique_ptr<Scratch> scratch_;
-};
 
 Searcher::Searcher(std::vector<std::shared_ptr<const Segment>> segments,
                    std::shared_ptr<const Codec> codec, size_t threads,
@@ -296,85 +236,6 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
   for (const Ranker::Scored& one : ranker.best()) {
     found.docs.push_back(one.ref);
     found.scores.push_back(one.score);
-  }
-  return found;
-}
-
-std::vector<Found> Searcher::search_resident(RaggedView<const float> queries, uint32_t k,
-                                             const SearchParams& params,
-                                             std::span<const BitmapView> allow,
-                                             const std::function<bool()>& poll) const {
-  std::vector<Found> found(queries.size());
-  if (found.empty()) {
-    return found;
-  }
-  StageClock clock(found.front());
-  std::vector<std::unique_ptr<const PreparedQuery>> prepared(queries.size());
-  parallel_for(queries.size(), threads_, [&](size_t begin, size_t end, size_t) {
-    for (size_t i = begin; i < end; ++i) {
-      require_search(queries[i], k, params, allow);
-      prepared[i] = std::make_unique<const PreparedQuery>(queries[i], codec_.get());
-    }
-  });
-  clock.finished(Stage::prepare);
-  const Lease lease(*this);
-  const auto matches = matching(allow, *lease);
-  const uint64_t n_matching = allow.empty() ? n_matching_ : count(matches);
-  const size_t n_rerank = rerank_count(params, n_matching);
-  const auto scanned = resident_->scan(prepared, std::max<size_t>(n_rerank, k), matches, poll);
-  clock.finished(Stage::refine);
-
-  const auto finish = [&](size_t i, size_t threads) {
-    Found& one = found[i];
-    one.exhaustive = true;
-    one.n_matching = one.n_candidates = one.n_refined = n_matching;
-    if (n_rerank == 0) {
-      for (const auto& [ref, score] : scanned[i]) {
-        one.docs.push_back(ref);
-        one.scores.push_back(score);
-      }
-      return;
-    }
-    StageClock own_clock(one);
-    const Lease own(*this);
-    Scratch& scratch = *own;
-    scratch.base.start(*prepared[i], *codec_);
-    if (scratch.rank.score.size() < threads) {
-      scratch.rank.score.resize(threads);
-    }
-    std::vector<Candidate> candidates;
-    for (const ScannedDoc& doc : scanned[i]) {
-      candidates.push_back({doc.ref, 0});
-    }
-    std::ranges::sort(candidates, {}, &Candidate::ref);
-    one.n_reranked = candidates.size();
-    Ranker ranker(segments_, *prepared[i], scratch.probe, scratch.base, scratch.rank, threads, {});
-    ranker.rerank(candidates, k, false);
-    for (const Ranker::Scored& best : ranker.best()) {
-      one.docs.push_back(best.ref);
-      one.scores.push_back(best.score);
-    }
-    own_clock.finished(Stage::rerank);
-  };
-  if (found.size() == 1) {
-    finish(0, threads_);
-    return found;
-  }
-  parallel_for(
-      found.size(), threads_,
-      [&](size_t begin, size_t end, size_t) {
-        for (size_t i = begin; i < end; ++i) {
-          finish(i, 1);
-        }
-      },
-      1, poll);
-  // The stages before were for all of them: each gets its share.
-  const auto together = found.front().milliseconds;
-  for (Found& one : found) {
-    for (const Stage stage : {Stage::prepare, Stage::refine}) {
-      const auto at = static_cast<size_t>(stage);
-      one.milliseconds[at] = together[at] / static_cast<double>(found.size());
-    }
   }
   return found;
 }

@@ -20,10 +20,11 @@
 
 namespace weft {
 
-enum class Stage : uint8_t { prepare, probe, gather, interact, skim, refine, rerank };
-inline constexpr size_t kStageCount = 7;
+/// `device`: what a device does of the stages from probe to refine.
+enum class Stage : uint8_t { prepare, probe, gather, interact, skim, refine, device, rerank };
+inline constexpr size_t kStageCount = 8;
 inline constexpr std::array<const char*, kStageCount> kStageNames = {
-    "prepare", "probe", "gather", "interact", "skim", "refine", "rerank"};
+    "prepare", "probe", "gather", "interact", "skim", "refine", "device", "rerank"};
 
 /// The answer to one query: best first, ties by id, and what it took.
 struct Found {
@@ -55,8 +56,8 @@ class Searcher {
  public:
   /// All segments share `codec`, or none of them has codes (then it is null). `deleted`: one bitmap per
   /// segment, without words where nothing is deleted, or empty for none; read here only. With a
-  /// `resident` of the same segments its device scans all documents instead of any pruned search; what
-  /// reranks, and what scores given documents, stays here.
+  /// `resident` of the same segments its device does what comes before rerank; what reranks, and what
+  /// scores given documents, stays here.
   Searcher(std::vector<std::shared_ptr<const Segment>> segments, std::shared_ptr<const Codec> codec,
            size_t threads, std::span<const BitmapView> deleted = {},
            std::shared_ptr<const Resident> resident = {});
@@ -95,7 +96,7 @@ class Searcher {
   Found search_with(MatrixView<const float> query, uint32_t k, const SearchParams& params,
                     std::span<const BitmapView> allow, size_t threads, Scratch& scratch,
                     const std::function<bool()>& poll, Trace* trace) const;
-  /// Many queries where a device scans: all of them at once, then what reranks, spread over threads.
+  /// Many queries where a device searches: all of them at once, then what reranks, spread over threads.
   std::vector<Found> search_resident(RaggedView<const float> queries, uint32_t k,
                                      const SearchParams& params, std::span<const BitmapView> allow,
                                      const std::function<bool()>& poll) const;

@@ -31,7 +31,12 @@ def check_kernels(report, architectures):
         names = [kernel["name"] for kernel in kernels if kernel["arch"] == arch]
         found = re.findall(r"scan_kernelILj(\d)ELj(\d)E", " ".join(names))
         assert {bits + steps for bits, steps in found} == scans
-        assert sum("select_kernel" in name for name in names) == 1
+        found = re.findall(r"candidates_kernelILj(\d)ELj(\d)ELb([01])E", " ".join(names))
+        assert {"".join(which) for which in found} == {
+            scan + skims for scan in scans for skims in "01"
+        }
+        for kind, n in {"select": 1, "block": 9, "warp": 3, "centroids": 4}.items():
+            assert sum(f"{kind}_kernel" in name for name in names) == n
     assert {kernel["arch"] for kernel in kernels} == architectures
     for kernel in kernels:
         assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
@@ -50,19 +55,30 @@ def test_no_kernel_spills_on_any_released_architecture(tmp_path):
 
 
 def test_products_run_on_tensor_cores_and_floats_are_not_contracted(compiled, tmp_path):
-    text = tmp_path / "runtime.ptx"
-    run("nvcc", "-std=c++20", "--fmad=false", "-O3", "-ptx", "-arch=compute_80",
-        f"-I{ROOT / 'csrc'}", ROOT / "csrc/cuda/runtime_cuda.cu", "-o", text)  # fmt: skip
-    entries = re.split(r"\.entry ", text.read_text())[1:]
-    scans = [entry for entry in entries if re.match(r"\w*scan_kernelILj\dELj4E", entry)]
-    assert len(scans) == 4
-    for entry in scans:
+    entries = []
+    for name in ("runtime_cuda", "stages"):
+        text = tmp_path / f"{name}.ptx"
+        run("nvcc", "-std=c++20", "--fmad=false", "-O3", "-ptx", "-arch=compute_80",
+            f"-I{ROOT / 'csrc'}", ROOT / f"csrc/cuda/{name}.cu", "-o", text)  # fmt: skip
+        entries += re.split(r"\.entry ", text.read_text())[1:]
+    assert not any(".local" in entry for entry in entries)
+    centroids = [entry for entry in entries if re.match(r"\w*centroids_kernelI\w+Lj4E", entry)]
+    assert [entry.count("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8") for entry in centroids] == [
+        8,
+        8,
+    ]
+    scorers = [
+        entry
+        for entry in entries
+        if re.match(r"\w*(scan|candidates)_kernelILj\dELj4E(?!Lb1)", entry)
+    ]
+    assert len(scorers) == 8
+    for entry in scorers:
         # Two tiles of 16 query tokens by four steps of 32 dims; two tokens of four scores a thread.
         for kind in ("u8", "s8"):
             product = f"mma.sync.aligned.m16n8k32.row.col.s32.s8.{kind}.s32"
             assert entry.count(product) == 8
         assert len(re.findall(r"fma\.rn\.f32", entry)) == 8
-        assert ".local" not in entry
 
 
 def test_the_library_stands_alone(compiled):

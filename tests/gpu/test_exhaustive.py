@@ -53,12 +53,17 @@ def test_equals_the_cpu(make_index, rng, device, nbits, rerank, dim):
 
 
 @pytest.mark.usefixtures("small_codec", "unmerged")
-def test_default_search_scores_every_document(make_index, rng, device):
+def test_default_search_goes_the_way_of_the_cpu(make_index, rng, device):
     index = made(make_index, rng, 4, None, 128)
     query = unit_rows(rng, 9, 128)
-    hits = index.searcher(device=device).search(query)
-    every = weft.SearchParams(exhaustive=True)
-    assert both(hits) == both(index.searcher().search(query, params=every))
+    for k in (3, 10, 100, 215):
+        hits, expected = (
+            index.searcher(device=device).search(query, k=k),
+            index.searcher().search(query, k=k),
+        )
+        assert both(hits) == both(expected)
+        assert hits.operating_point == expected.operating_point
+        assert hits.timings_ms["device"] > 0
 
 
 @pytest.mark.usefixtures("small_codec", "unmerged")

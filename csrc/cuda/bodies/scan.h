@@ -39,6 +39,8 @@ struct Collection {
   uint32_t n_fine;
   uint32_t dim;  ///< padded: a multiple of 32
   float least, grid;
+
+  friend bool operator==(const Collection&, const Collection&) = default;
 };
 
 /// At most 32 tokens of one query.
@@ -144,83 +146,118 @@ struct Token<kBits, 0> {
   }
 };
 
+/// Scores documents by one pass of a query, eight tokens at a time. kSteps: dim / 32, or 0 for any dim.
+template <unsigned kBits, unsigned kSteps>
+class CodeScorer {
+ public:
+  WEFT_BODY CodeScorer(const Warp& warp, const Collection& all, const QueryPass& query)
+      : warp_(warp), all_(all), query_(query), rows_(warp, query.rows) {
+    constexpr int32_t kMiddle = (1 << kBits) - 1;
+    warp.step([&](unsigned t) {
+      WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) {
+        centre_[i / 2][i % 2][t] = kMiddle * query_.sums[8 * i + t / 4];
+      }
+    });
+  }
+
+  /// Begins a document.
+  WEFT_BODY void start() {
+    warp_.step([&](unsigned t) {
+      WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) best_[i / 2][i % 2][t] = -HUGE_VALF;
+    });
+  }
+
+  /// place(i): the number of the i-th of eight tokens; one that comes again changes nothing.
+  template <class Place>
+  WEFT_BODY void add(const Place& place) {
+    const unsigned n_steps = kSteps > 0 ? kSteps : all_.dim / 32;
+    Lane<Token<kBits, kSteps>> token;
+    Lane<Sums> codes[kTiles], base[kTiles];
+    warp_.step([&](unsigned t) {
+      token[t].load(all_, place(t / 4), t % 4);
+      WEFT_UNROLL for (unsigned i = 0; i < kTiles; ++i) codes[i][t] = base[i][t] = Sums{};
+    });
+    WEFT_UNROLL for (unsigned step = 0; step < n_steps; ++step) {
+      Lane<uint32_t> level[2], centroid[2];
+      warp_.step([&](unsigned t) {
+        WEFT_UNROLL for (unsigned half = 0; half < 2; ++half) {
+          level[half][t] = token[t].levels(step, half);
+          centroid[half][t] = token[t].base(step, half);
+        }
+      });
+      WEFT_UNROLL for (unsigned tile = 0; tile < kTiles; ++tile) {
+        const auto& factor = rows_.at(warp_, step, tile);
+        multiply<false>(codes[tile], factor, level[0], level[1]);
+        multiply<true>(base[tile], factor, centroid[0], centroid[1]);
+      }
+    }
+    warp_.step([&](unsigned t) {
+      WEFT_UNROLL for (unsigned column = 0; column < 2; ++column) {
+        const uint64_t of = place(2 * (t % 4) + column);
+        const float m = all_.least + static_cast<float>(all_.multipliers[of]) * all_.grid;
+        const float base_scale = m * query_.base_unit;
+        const float code_scale = half_value(all_.steps[of]) * (m * query_.code_unit);
+        const bool is_known = all_.fines[of] < all_.n_fine;
+        WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) {
+          const unsigned tile = i / 2, half = i % 2;
+          const int32_t dot = codes[tile][t].at[2 * half + column];
+          const int32_t base_dot = base[tile][t].at[2 * half + column] >> query_.shift;
+          const auto residual = static_cast<float>(2 * dot - centre_[tile][half][t]);
+          const auto base_score = static_cast<float>(is_known ? base_dot : INT16_MIN);
+          const float score = fmaf(code_scale, residual, base_scale * base_score);
+          float& top = best_[tile][half][t];
+          top = score > top ? score : top;
+        }
+      }
+    });
+  }
+
+  /// `total` and the largest score of each query token, added up in their order.
+  WEFT_BODY float finish(float total) {
+    WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) {
+      largest_of_quad(best_[i / 2][i % 2]);
+      WEFT_UNROLL for (unsigned row = 0; row < 8; ++row) {
+        const float value = read(best_[i / 2][i % 2], 4 * row);
+        total = 8 * i + row < query_.n_tokens ? total + value : total;
+      }
+    }
+    return total;
+  }
+
+  /// All tokens of a document, which has some.
+  WEFT_BODY float score(uint64_t begin, uint64_t end, float total) {
+    start();
+    for (uint64_t at = begin; at < end; at += kTokensAtOnce) {
+      // The last token stands for those past it: that changes no maximum.
+      add([&](unsigned i) { return at + i < end ? at + i : end - 1; });
+    }
+    return finish(total);
+  }
+
+ private:
+  const Warp& warp_;
+  const Collection& all_;
+  const QueryPass& query_;
+  const QueryRows<kSteps> rows_;
+  Lane<int32_t> centre_[kTiles][2];
+  Lane<float> best_[kTiles][2];
+};
+
+WEFT_BODY bool is_in(const uint64_t* allow, uint64_t doc) {
+  return allow == nullptr || (allow[doc / 64] >> doc % 64 & 1) != 0;
+}
+
 /// Scores documents first, first + stride ... of those in `allow` (one bit each; null: all); the
-/// others get -infinity. kSteps: dim / 32, or 0 for any dim.
+/// others get -infinity.
 template <unsigned kBits, unsigned kSteps>
 WEFT_BODY void scan(const Warp& warp, const Collection& all, const uint64_t* allow,
                     const QueryPass& query, uint32_t first, uint32_t stride) {
-  constexpr int32_t kMiddle = (1 << kBits) - 1;
-  constexpr float kNothing = -HUGE_VALF;
-  const unsigned n_steps = kSteps > 0 ? kSteps : all.dim / 32;
-  const QueryRows<kSteps> rows(warp, query.rows);
-  Lane<int32_t> centre[kTiles][2];
-  warp.step([&](unsigned t) {
-    WEFT_UNROLL for (unsigned tile = 0; tile < kTiles; ++tile) {
-      WEFT_UNROLL for (unsigned half = 0; half < 2; ++half) {
-        centre[tile][half][t] = kMiddle * query.sums[16 * tile + 8 * half + t / 4];
-      }
-    }
-  });
-
+  CodeScorer<kBits, kSteps> scorer(warp, all, query);
   for (uint64_t doc = first; doc < all.n_docs; doc += stride) {
     const uint64_t begin = all.offsets[doc], end = all.offsets[doc + 1];
-    float total = kNothing;
-    if (begin < end && (allow == nullptr || (allow[doc / 64] >> doc % 64 & 1) != 0)) {
-      Lane<float> best[kTiles][2];
-      warp.step([&](unsigned t) {
-        WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) best[i / 2][i % 2][t] = kNothing;
-      });
-      for (uint64_t at = begin; at < end; at += kTokensAtOnce) {
-        // The last token stands for those past it: that changes no maximum.
-        const auto place = [&](unsigned i) { return at + i < end ? at + i : end - 1; };
-        Lane<Token<kBits, kSteps>> token;
-        Lane<Sums> codes[kTiles], base[kTiles];
-        warp.step([&](unsigned t) {
-          token[t].load(all, place(t / 4), t % 4);
-          WEFT_UNROLL for (unsigned i = 0; i < kTiles; ++i) codes[i][t] = base[i][t] = Sums{};
-        });
-        WEFT_UNROLL for (unsigned step = 0; step < n_steps; ++step) {
-          Lane<uint32_t> level[2], centroid[2];
-          warp.step([&](unsigned t) {
-            WEFT_UNROLL for (unsigned half = 0; half < 2; ++half) {
-              level[half][t] = token[t].levels(step, half);
-              centroid[half][t] = token[t].base(step, half);
-            }
-          });
-          WEFT_UNROLL for (unsigned tile = 0; tile < kTiles; ++tile) {
-            const auto& factor = rows.at(warp, step, tile);
-            multiply<false>(codes[tile], factor, level[0], level[1]);
-            multiply<true>(base[tile], factor, centroid[0], centroid[1]);
-          }
-        }
-        warp.step([&](unsigned t) {
-          WEFT_UNROLL for (unsigned column = 0; column < 2; ++column) {
-            const uint64_t of = place(2 * (t % 4) + column);
-            const float m = all.least + static_cast<float>(all.multipliers[of]) * all.grid;
-            const float base_scale = m * query.base_unit;
-            const float code_scale = half_value(all.steps[of]) * (m * query.code_unit);
-            const bool is_known = all.fines[of] < all.n_fine;
-            WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) {
-              const unsigned tile = i / 2, half = i % 2;
-              const int32_t dot = codes[tile][t].at[2 * half + column];
-              const int32_t base_dot = base[tile][t].at[2 * half + column] >> query.shift;
-              const auto residual = static_cast<float>(2 * dot - centre[tile][half][t]);
-              const auto base_score = static_cast<float>(is_known ? base_dot : INT16_MIN);
-              const float score = fmaf(code_scale, residual, base_scale * base_score);
-              float& top = best[tile][half][t];
-              top = score > top ? score : top;
-            }
-          }
-        });
-      }
-      total = query.resumes != 0 ? query.scores[doc] : 0.0f;
-      WEFT_UNROLL for (unsigned i = 0; i < 2 * kTiles; ++i) {
-        largest_of_quad(best[i / 2][i % 2]);
-        WEFT_UNROLL for (unsigned row = 0; row < 8; ++row) {
-          const float value = read(best[i / 2][i % 2], 4 * row);
-          total = 8 * i + row < query.n_tokens ? total + value : total;
-        }
-      }
+    float total = -HUGE_VALF;
+    if (begin < end && is_in(allow, doc)) {
+      total = scorer.score(begin, end, query.resumes != 0 ? query.scores[doc] : 0.0f);
     }
     warp.step([&](unsigned t) {
       if (t == 0) {
