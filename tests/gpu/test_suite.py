@@ -44,6 +44,9 @@ def test_shares_of_what_a_device_gives():
     assert found["share_of_bound"] == 0.5
     found = roofline.with_bound(row | {"operations": 1.2e12}, ceilings)
     assert (found["bound_ms"], found["bound_by"]) == (1.5, "operations")
+    row = {"seconds": 1.0, "tokens": 1_000, "operations_per_token": 4e11, "upload_bytes": 8e9}
+    found = roofline.with_bound(row, ceilings | {"upload_bytes_per_s": 5e10})
+    assert (found["bound_by"], found["share_of_bound"]) == ("operations", 0.5)
     assert roofline.with_bound({"tokens": 5}, ceilings) == {"tokens": 5}
 
 
