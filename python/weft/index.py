@@ -292,8 +292,8 @@ class Index:
         Parameters
         ----------
         device
-            "cpu"; "cuda" or "cuda:1", a GPU that holds the codes and scores every document in each
-            search; or "auto", decided here: the first GPU where that works, else the CPU. Scores
+            "cpu"; "cuda" or "cuda:1", a GPU that holds codes and lists and searches them; or
+            "auto", decided here: the first GPU where that works, else the CPU. Documents and scores
             are the same. The CPU reads what `rerank` stores, and single documents.
 
         Raises
