@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
                          .fine = fine.data(),
                          .child_offsets = child_offsets.data(),
                          .multiplier_least = 0.75f,
-                         .multiplier_step = 1.0f / 512};
+                         .multiplier_step = 1.0f / 512,
+                         .coarse = nullptr};
   auto parents = random_bytes<uint16_t>(random, n_tokens);
   auto children = random_bytes<uint8_t>(random, n_tokens);
   for (uint64_t t = 0; t < n_tokens; ++t) {
@@ -102,7 +103,10 @@ int main(int argc, char** argv) {
                              .children = children.data(),
                              .multipliers = multipliers.data(),
                              .codes = codes.data(),
-                             .ranks = ranks.data()};
+                             .ranks = ranks.data(),
+                             .list_offsets = nullptr,
+                             .postings = nullptr,
+                             .posting_width = 0};
   weft_error error{};
   weft_resident* resident = nullptr;
   check(backend.load(0, &codec, &segment, 1, &resident, &error), error);

@@ -48,12 +48,15 @@ def test_eval(index, device):
     """The exact search beside it stays on the CPU, which alone reads every plane."""
     retriever = weft.Retriever.open(index, device=device)
     assert retriever.search("w1 w2").device == device
-    facts, _, _ = cli_eval.measure_index(
-        retriever, {"q1": "w1 w2 w3"}, k=5, depth=5, recall=0.9, use=Resources(device),
-        progress=None,
-    )  # fmt: skip
-    assert facts["device"] == device
-    assert facts["recall@5"] == 1.0
+    there, here = (
+        cli_eval.measure_index(
+            retriever, {"q1": "w1 w2 w3"}, k=5, depth=5, recall=0.9, use=use, progress=None
+        )
+        for use in (Resources(device), Resources())
+    )
+    assert (there[0]["device"], here[0]["device"]) == (device, "cpu")
+    assert there[0]["recall@5"] == here[0]["recall@5"]
+    assert there[1:] == here[1:]
 
 
 class Fields(FakeEncoder):
