@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers in processes and threads beside a writer that is killed again and again.
+"""Eight readers in processes and threads beside a writer that is killed again and again.
 
 pytest --run-slow --soak 600 tests/lifecycle/test_soak.py -s
 """
@@ -105,7 +105,7 @@ def test_soak(tmp_path, request):
     index = weft.Index.create(path, weft.IndexConfig(dim=8))
     ids = [f"d{i}" for i in range(N_DOCS)]
     index.add(ids, [rng.normal(size=(12, 8)) for _ in ids], texts=["0"] * N_DOCS)
-    readers = [python(READER, path, n_threads) for n_threads in (1, 1, 4)]
+    readers = [python(READER, path, n_threads) for n_threads in (1, 1, 6)]
     end, n_kills = time.monotonic() + seconds, 0
     try:
         while time.monotonic() < end:

@@ -96,6 +96,14 @@ class TestBuild:
         assert "--replace" in err
         assert sorted(file.name for file in path.iterdir()) == before
 
+    @pytest.mark.parametrize(("target", "status"), [("a.index", 5), ("no/a.index", 4)])
+    def test_the_target_is_looked_at_before_the_model(self, tmp_path, target, status):
+        (tmp_path / "a.index").touch()
+        (tmp_path / "note.txt").write_text("a text")
+        found, _, err = run("build", tmp_path / target, tmp_path, "--model", tmp_path / "none")
+        assert found == status
+        assert "model" not in err
+
     def test_replace_swaps(self, embeddings, tmp_path):
         path = tmp_path / "a.index"
         assert run("build", path, embeddings)[0] == 0

@@ -175,6 +175,7 @@ def build(
     view = View(as_json=json, quiet=quiet, progress=not no_progress)
     with view.reporting():
         started = time.monotonic()
+        cli_build.require_target(index, replace=replace)
         encoder = cli_build.EncoderChoice(
             model, recipe, option or (), fields, dense, sparse, encoder_device
         )

@@ -181,16 +181,17 @@ def _questions(path: Path) -> list[str]:
     return texts
 
 
-@contextlib.contextmanager
-def built_beside(path: Path, *, replace: bool, note: Callable[[str], None]) -> Iterator[Path]:
-    """Give a folder beside `path` to build in; it takes the place of `path` if all goes well.
-
-    If not, it stays where a writer has kept something in it, so that the next build goes on.
+def require_target(path: Path, *, replace: bool) -> None:
+    """Refuse a place where no index can be made; before a model is loaded, as well as after.
 
     Raises
     ------
     IndexExistsError
-        There is something at `path` and `replace` is not set, or it is no index.
+        There is something at `path` and `replace` is not set.
+    InvalidArgumentError
+        What is to be replaced is no index.
+    NotFoundError
+        There is no folder to make it in.
     """
     if path.exists():
         if not replace:
@@ -200,6 +201,20 @@ def built_beside(path: Path, *, replace: bool, note: Callable[[str], None]) -> I
         _require_index(path)
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent}: no such folder")
+
+
+@contextlib.contextmanager
+def built_beside(path: Path, *, replace: bool, note: Callable[[str], None]) -> Iterator[Path]:
+    """Give a folder beside `path` to build in; it takes the place of `path` if all goes well.
+
+    If not, it stays where a writer has kept something in it, so that the next build goes on.
+
+    Raises
+    ------
+    WeftError
+        As `require_target`.
+    """
+    require_target(path, replace=replace)
     beside = path.with_name(f"{path.name}.building")
     try:
         yield beside
