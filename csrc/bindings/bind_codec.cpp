@@ -37,7 +37,8 @@ Progress cancellable(const py::object& callable) {
 
 CodecPointer train(const py::object& rows, unsigned nbits, uint32_t n_coarse, uint32_t n_fine,
                    unsigned iterations, uint64_t seed, uint64_t max_sample_bytes, size_t threads,
-                   const py::object& progress, uint64_t n_tokens) {
+                   const py::object& progress, uint64_t n_tokens,
+                   const std::shared_ptr<BuildDevice>& device) {
   const auto values = matrix<uint16_t>(rows, "rows", "float16");
   const Progress report = cancellable(progress);
   const py::gil_scoped_release release;
@@ -49,13 +50,15 @@ CodecPointer train(const py::object& rows, unsigned nbits, uint32_t n_coarse, ui
                                                      .seed = seed,
                                                      .n_tokens = n_tokens,
                                                      .max_sample_bytes = max_sample_bytes,
-                                                     .threads = threads},
+                                                     .threads = threads,
+                                                     .device = device.get()},
                                                     report));
 }
 
 CodecPointer grow(const Codec& codec, const py::object& rows, uint32_t n_more, unsigned iterations,
                   uint64_t n_tokens, uint64_t max_sample_bytes, size_t threads,
-                  std::vector<uint32_t> used, const py::object& progress) {
+                  std::vector<uint32_t> used, const py::object& progress,
+                  const std::shared_ptr<BuildDevice>& device) {
   const auto values = matrix<uint16_t>(rows, "rows", "float16");
   const Progress report = cancellable(progress);
   const py::gil_scoped_release release;
@@ -65,7 +68,8 @@ CodecPointer grow(const Codec& codec, const py::object& rows, uint32_t n_more, u
                                                    .n_tokens = n_tokens,
                                                    .max_sample_bytes = max_sample_bytes,
                                                    .threads = threads,
-                                                   .used = std::move(used)},
+                                                   .used = std::move(used),
+                                                   .device = device.get()},
                                                   report));
 }
 
@@ -90,19 +94,26 @@ py::array table(const std::vector<T>& values, const char* dtype, size_t n) {
 }
 
 /// Blocks encoded over `threads`, joined in order: arrays [n] and, for codes and plane, [n, bytes].
-py::dict encode(const Codec& codec, const py::object& rows, bool plane, size_t threads) {
+py::dict encode(const Codec& codec, const py::object& rows, bool plane, size_t threads,
+                const std::shared_ptr<BuildDevice>& device) {
   const auto values = matrix<uint16_t>(rows, "rows", "float16");
   const size_t n = values.rows;
-  std::vector<EncodedTokens> blocks((n + kBlockTokens - 1) / kBlockTokens);
+  std::vector<EncodedTokens> blocks;
   EncodedTokens all;
   {
     const py::gil_scoped_release release;
-    parallel_for(blocks.size(), threads, [&](size_t begin, size_t end, size_t) {
-      for (size_t i = begin; i < end; ++i) {
-        const size_t first = i * kBlockTokens;
-        codec.encode(values.slice(first, std::min(kBlockTokens, n - first)), plane, blocks[i]);
-      }
-    });
+    if (device != nullptr) {
+      device->encode(codec, values, plane,
+                     [&](const EncodedTokens& batch) { blocks.push_back(batch); });
+    } else {
+      blocks.resize((n + kBlockTokens - 1) / kBlockTokens);
+      parallel_for(blocks.size(), threads, [&](size_t begin, size_t end, size_t) {
+        for (size_t i = begin; i < end; ++i) {
+          const size_t first = i * kBlockTokens;
+          codec.encode(values.slice(first, std::min(kBlockTokens, n - first)), plane, blocks[i]);
+        }
+      });
+    }
     const auto join = [](auto& into, const auto& from) {
       into.insert(into.end(), from.begin(), from.end());
     };
@@ -235,15 +246,25 @@ py::array_t<uint32_t> nearest(const py::object& rows, const py::object& centroid
 }  // namespace
 
 void bind_codec(py::module_& module) {
+  // pybind11 has no holder of const objects; BuildDevice offers const members only.
+  py::class_<BuildDevice, std::shared_ptr<BuildDevice>>(module, "BuildDevice")
+      .def_property_readonly("name", &BuildDevice::name);
+  module.def(
+      "build_device",
+      [](const std::string& device) {
+        const py::gil_scoped_release release;
+        return std::const_pointer_cast<BuildDevice>(make_build_device(device));
+      },
+      py::arg("device"));
   py::class_<Codec, std::shared_ptr<Codec>>(module, "Codec")
       .def_static("train", &train, py::arg("rows"), py::kw_only(), py::arg("nbits"),
                   py::arg("n_coarse"), py::arg("n_fine"), py::arg("iterations"), py::arg("seed"),
                   py::arg("max_sample_bytes"), py::arg("threads"), py::arg("progress"),
-                  py::arg("n_tokens") = 0)
+                  py::arg("n_tokens") = 0, py::arg("device") = py::none())
       .def_static("open", &Codec::open, py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def("grow", &grow, py::arg("rows"), py::kw_only(), py::arg("n_more"), py::arg("iterations"),
            py::arg("n_tokens"), py::arg("max_sample_bytes"), py::arg("threads"), py::arg("used"),
-           py::arg("progress"))
+           py::arg("progress"), py::arg("device") = py::none())
       .def("share_beyond", &share_beyond, py::arg("rows"), py::arg("threads"))
       .def("write", &write, py::arg("fd"), py::arg("path"))
       .def_property_readonly("dim", &Codec::dim)
@@ -256,7 +277,8 @@ void bind_codec(py::module_& module) {
       .def_property_readonly("error", &Codec::error)
       .def_property_readonly("checksum", &Codec::checksum)
       .def_property_readonly("nbytes", &Codec::byte_size)
-      .def("_encode", &encode, py::arg("rows"), py::arg("plane") = false, py::arg("threads") = 0)
+      .def("_encode", &encode, py::arg("rows"), py::arg("plane") = false, py::arg("threads") = 0,
+           py::arg("device") = py::none())
       .def("_decode", &decode, py::arg("encoded"));
 
   py::module_ quantizer = module.def_submodule("_quantizer");

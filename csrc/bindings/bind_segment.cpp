@@ -22,7 +22,8 @@ py::dict to_python(const SegmentStats& stats) {
 
 py::dict write(int fd, std::string path, std::shared_ptr<Codec> codec, const py::object& rows,
                const py::object& offsets, const py::object& id_bytes, const py::object& id_offsets,
-               const std::string& rerank, size_t threads, const py::object& progress) {
+               const std::string& rerank, size_t threads, const py::object& progress,
+               const std::shared_ptr<BuildDevice>& device) {
   const auto docs = make_ragged(matrix<uint16_t>(rows, "rows", "float16"),
                                 vector<uint64_t>(offsets, "offsets", "uint64"));
   const IdTable ids{vector<uint8_t>(id_bytes, "id_bytes", "uint8"),
@@ -32,7 +33,7 @@ py::dict write(int fd, std::string path, std::shared_ptr<Codec> codec, const py:
   {
     const py::gil_scoped_release release;
     stats = write_segment(FileWriter(fd, std::move(path)), std::move(codec), docs, ids,
-                          parse_rerank(rerank), threads, report);
+                          parse_rerank(rerank), threads, report, device.get());
   }
   return to_python(stats);
 }
@@ -96,7 +97,8 @@ py::tuple read_deleted(const std::string& path) {
 void bind_segment(py::module_& module) {
   module.def("write_segment", &write, py::arg("fd"), py::arg("path"), py::arg("codec").none(true),
              py::arg("rows"), py::arg("offsets"), py::arg("id_bytes"), py::arg("id_offsets"),
-             py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none());
+             py::arg("rerank"), py::arg("threads") = 0, py::arg("progress") = py::none(),
+             py::arg("device") = py::none());
   module.def("merge_segments", &merge, py::arg("fd"), py::arg("path"), py::arg("parts"),
              py::arg("progress") = py::none());
   module.def("write_tombstones", &write_deleted, py::arg("fd"), py::arg("path"), py::arg("words"),

@@ -134,6 +134,67 @@ typedef struct weft_search_args {
 
 typedef struct weft_resident weft_resident;
 
+/* Centroids to compare rows of bytes with: see quantizer/nearest.h. Biases are added to dots. */
+typedef struct weft_nearest {
+  uint32_t struct_size;
+  uint32_t dim;             /* padded: a multiple of 32 */
+  uint32_t n;               /* 1..65,536 */
+  uint32_t n_groups;        /* 1: rows are compared with all; else a multiple of 4, at most 512 */
+  uint32_t shift;           /* dot + bias, shifted by it, fits 16 bits */
+  const int8_t* rows;       /* [n][dim], those of a group together */
+  const int32_t* bias;      /* [n] */
+  const uint32_t* numbers;  /* [n]: as the caller knows them, below n */
+  const uint32_t* starts;   /* [n_groups + 1] */
+  const int8_t* means;      /* [n_groups][dim] of the groups */
+  const int32_t* mean_bias; /* [n_groups] */
+  uint32_t mean_shifts[4];  /* of each quarter of the groups */
+} weft_nearest;
+
+/* How rows become codes: see quantizer/codec.h. The nearest centroids are those of the cells. */
+typedef struct weft_encoding {
+  uint32_t struct_size;
+  uint32_t nbits;
+  uint32_t row_dim; /* of the rows; padded it is that of the centroids */
+  uint32_t n_clips;
+  const float* factors;          /* [2][dim]: of the rotation's rounds */
+  const int8_t* fine;            /* [n_fine][dim] */
+  const int32_t* fine_bias;      /* [n_fine] */
+  const uint32_t* child_offsets; /* [cells + 1] */
+  const float* clips;            /* [n_clips]: factors of the widest element */
+  float token_scale;             /* steps of the centroids' grid per unit of length */
+  float fine_scale;              /* that of a fine centroid's step */
+  float widening;                /* of a step that a second plane goes with */
+  float multiplier_least, multiplier_step;
+  float plane_multiplier_least, plane_multiplier_step;
+} weft_encoding;
+
+/* Rows [n][dim] of bytes to the numbers of their nearest centroids. */
+typedef struct weft_label_args {
+  uint32_t struct_size;
+  uint64_t n;
+  const int8_t* rows;
+  uint16_t* labels;                     /* [n] */
+  int32_t (*done)(void*, uint64_t now); /* so many more rows are done; other than 0 ends the call */
+  void* data;
+} weft_label_args;
+
+/* Rows f16 [n][row_dim] to codes. The arrays hold one batch. */
+typedef struct weft_encode_args {
+  uint32_t struct_size;
+  uint64_t n;
+  const uint16_t* rows;
+  uint16_t *parents, *steps;       /* [tokens_at_once] each */
+  uint8_t *children, *multipliers; /* [tokens_at_once] each */
+  uint8_t* codes;                  /* [tokens_at_once][dim * nbits / 8] */
+  uint8_t* plane;                  /* [tokens_at_once][dim / 2]; null: none */
+  uint8_t* plane_multipliers;      /* [tokens_at_once] */
+  int32_t (*take)(void*, uint64_t first,
+                  uint64_t n); /* the arrays hold rows first .. first + n - 1; */
+  void* data;                  /* in order; other than 0 ends the call */
+} weft_encode_args;
+
+typedef struct weft_builder weft_builder;
+
 typedef struct weft_backend {
   uint32_t abi, struct_size;
   const char* name;    /* of its devices: "cuda" or "emu" */
@@ -152,6 +213,12 @@ typedef struct weft_backend {
      is the legacy default stream, 2 that of the thread, anything else a handle. */
   int32_t (*fetch)(void* to, const void* from, uint64_t bytes, uint64_t stream, weft_error* error);
   int32_t (*search)(const weft_resident*, const weft_search_args*, weft_error* error);
+  /* encoding: null where labels are all that is wanted. A builder serves one thread. */
+  int32_t (*open_builder)(int32_t device, const weft_nearest*, const weft_encoding* encoding,
+                          uint32_t tokens_at_once, weft_builder** out, weft_error* error);
+  void (*close_builder)(weft_builder*);
+  int32_t (*label)(weft_builder*, const weft_label_args*, weft_error* error);
+  int32_t (*encode)(weft_builder*, const weft_encode_args*, weft_error* error);
 } weft_backend;
 
 #if defined(__GNUC__)

@@ -78,6 +78,7 @@ struct Group {
 };
 
 WEFT_BODY float half_value(uint16_t half) { return __half2float(__ushort_as_half(half)); }
+WEFT_BODY uint16_t half_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 WEFT_BODY uint32_t bits_of(float value) { return __float_as_uint(value); }
 
 #else
@@ -146,6 +147,7 @@ template <bool kSigned>
 }
 
 inline float half_value(uint16_t half) { return half_to_float(half); }
+inline uint16_t half_bits(float value) { return float_to_half(value); }
 inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 #endif
@@ -179,6 +181,42 @@ WEFT_BODY void largest_of_quad(Lane<float>& values) {
     }
     for (unsigned t = quad; t < quad + 4; ++t) {
       values[t] = largest;
+    }
+  }
+#endif
+}
+
+/// Each thread's value becomes the largest of all. None is NaN.
+WEFT_BODY void largest_of_all(Lane<float>& values) {
+#ifdef __CUDACC__
+  WEFT_UNROLL for (int apart = 1; apart < 32; apart *= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, values.value, apart);
+    values.value = other > values.value ? other : values.value;
+  }
+#else
+  float largest = values[0];
+  for (const float value : values.values) {
+    largest = value > largest ? value : largest;
+  }
+  for (float& value : values.values) {
+    value = largest;
+  }
+#endif
+}
+
+/// Each thread's value becomes the sum over the kCount threads with the same t / kCount, by halving: first
+/// those kCount / 2 apart are added, last neighbours.
+template <unsigned kCount>
+WEFT_BODY void sum_by_halving(Lane<float>& values) {
+#ifdef __CUDACC__
+  WEFT_UNROLL for (int apart = kCount / 2; apart > 0; apart /= 2) {
+    values.value += __shfl_xor_sync(0xffffffffu, values.value, apart);
+  }
+#else
+  for (unsigned apart = kCount / 2; apart > 0; apart /= 2) {
+    const Lane<float> before = values;
+    for (unsigned t = 0; t < kWarp; ++t) {
+      values[t] = before[t] + before[t ^ apart];
     }
   }
 #endif

@@ -419,6 +419,10 @@ const weft_backend* weft_backend_v1() {
                                     .unload = unload,
                                     .scan = scan_with,
                                     .fetch = fetch_to,
-                                    .search = search_with};
+                                    .search = search_with,
+                                    .open_builder = open_builder,
+                                    .close_builder = close_builder,
+                                    .label = label_with,
+                                    .encode = encode_with};
   return &backend;
 }

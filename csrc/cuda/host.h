@@ -68,4 +68,11 @@ int32_t guarded(weft_error* error, const Call& call) noexcept {
   }
 }
 
+// Entries of the table that build_host.cpp defines.
+int32_t open_builder(int32_t number, const weft_nearest* nearest, const weft_encoding* encoding,
+                     uint32_t tokens_at_once, weft_builder** out, weft_error* error);
+void close_builder(weft_builder* builder);
+int32_t label_with(weft_builder* builder, const weft_label_args* args, weft_error* error);
+int32_t encode_with(weft_builder* builder, const weft_encode_args* args, weft_error* error);
+
 }  // namespace weft::cuda

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "cuda/abi.h"
+#include "cuda/bodies/assign.h"
 #include "cuda/bodies/pruned.h"
 #include "cuda/bodies/scan.h"
 #include "cuda/bodies/select.h"
@@ -85,6 +86,12 @@ class Queue {
   void upload(void* to, const void* from, size_t bytes);
   /// Waits for what was given before, too.
   void download(void* to, const void* from, size_t bytes);
+  /// As upload() and download(), without waiting: host memory is left alone until wait().
+  void upload_later(void* to, const void* from, size_t bytes);
+  void download_later(void* to, const void* from, size_t bytes);
+  /// Host memory that a device reads and writes while the host goes on.
+  void* allocate_pinned(size_t bytes);
+  void release_pinned(void* memory) noexcept;
   void scan(const ScanLaunch& launch);
   void select(const SelectLaunch& launch);
   void stage(Stage stage, const Pruned& all, uint32_t number = 0);
@@ -92,6 +99,7 @@ class Queue {
   /// they may be kept and launched again as one.
   void replay(const Pruned& all, const std::function<void()>& record);
   void clear(void* memory, size_t bytes);
+  void build(const Batch& batch, BuildStage stage);
   void wait();
 
  private:

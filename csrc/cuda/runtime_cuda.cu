@@ -54,6 +54,21 @@ __global__ void __launch_bounds__(kSelectThreads)
   select_share(Block{}, launch, blockIdx.x, blockIdx.y, keys);
 }
 
+/// Two thread blocks of 256 on a multiprocessor where registers are what is short.
+template <BuildStage kStage, unsigned kSteps>
+__global__ void __launch_bounds__(kMostBuildWarps* kWarp, 2)
+    build_kernel(const __grid_constant__ Batch batch, unsigned warp_scratch) {
+  extern __shared__ uint4 scratch[];
+  const uint32_t n_warps = blockDim.x / kWarp, own = threadIdx.x / kWarp;
+  build_share<kStage, kSteps>(Warp{}, batch, blockIdx.x * n_warps + own, gridDim.x * n_warps,
+                              reinterpret_cast<char*>(scratch) + own * warp_scratch);
+}
+
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(const __grid_constant__ Batch batch) {
+  __shared__ uint32_t sums[2][kPlanThreads];
+  plan_visits(PlanBlock{}, batch, sums);
+}
+
 }  // namespace
 
 void probe(weft_probe& out) {
@@ -198,15 +213,36 @@ void Queue::release(void* memory) noexcept {
 }
 
 void Queue::upload(void* to, const void* from, size_t bytes) {
-  state_->use();
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, state_->stream), "upload");
+  upload_later(to, from, bytes);
   wait();
 }
 
 void Queue::download(void* to, const void* from, size_t bytes) {
+  download_later(to, from, bytes);
+  wait();
+}
+
+void Queue::upload_later(void* to, const void* from, size_t bytes) {
+  state_->use();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, state_->stream), "upload");
+}
+
+void Queue::download_later(void* to, const void* from, size_t bytes) {
   state_->use();
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, state_->stream), "download");
-  wait();
+}
+
+void* Queue::allocate_pinned(size_t bytes) {
+  state_->use();
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, bytes), concat("pinned memory: ", bytes, " bytes").c_str());
+  return memory;
+}
+
+void Queue::release_pinned(void* memory) noexcept {
+  cudaSetDevice(state_->device);
+  cudaStreamSynchronize(state_->stream);
+  cudaFreeHost(memory);
 }
 
 void Queue::scan(const ScanLaunch& launch) {
@@ -266,6 +302,24 @@ void Queue::replay(const Pruned& all, const std::function<void()>& record) {
 void Queue::clear(void* memory, size_t bytes) {
   state_->use();
   check(cudaMemsetAsync(memory, 0, bytes, state_->stream), "clear");
+}
+
+void Queue::build(const Batch& batch, BuildStage stage) {
+  state_->use();
+  if (stage == BuildStage::plan) {
+    plan_kernel<<<1, kPlanThreads, 0, state_->stream>>>(batch);
+  } else {
+    const uint32_t dim = batch.table.all.dim;
+    const size_t scratch = (build_scratch(stage, dim) + 15) / 16 * 16;
+    const auto n_warps =
+        static_cast<unsigned>(std::clamp<size_t>(kBlockScratch / scratch, 1, kMostBuildWarps));
+    with_build_stage(stage, dim, [&]<BuildStage kStage, unsigned kSteps>() {
+      build_kernel<kStage, kSteps>
+          <<<state_->n_blocks, n_warps * kWarp, n_warps * scratch, state_->stream>>>(
+              batch, static_cast<unsigned>(scratch));
+    });
+  }
+  check(cudaGetLastError(), "build");
 }
 
 void Queue::wait() { check(cudaStreamSynchronize(state_->stream), "device"); }

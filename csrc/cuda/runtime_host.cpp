@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A machine made up of loops: each device runs the same bodies, with its threads and thread blocks in
-// another order. Memory is handed out full of rubbish, and shared memory becomes so for each block.
+// another order. Memory is handed out full of rubbish, and shared memory becomes so for each block. What may
+// be done later is done as late as can be, so that a host that does not wait reads and writes what is wrong.
 #include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -27,7 +30,8 @@ constexpr std::array<const char*, kDevices> kNames = {"threads ascending", "thre
                                                       "threads shuffled"};
 constexpr uint64_t kTotalBytes = uint64_t{1} << 30;
 constexpr uint32_t kWarps = 24;
-constexpr int kRubbish = 0xa5;
+constexpr uint8_t kRubbish = 0xa5;
+static_assert(kPlanThreads == kSelectThreads);
 
 /// 0 .. n - 1 in the order of a device.
 std::vector<unsigned> order_of(int device, size_t n) {
@@ -67,15 +71,23 @@ CallersDevice::~CallersDevice() = default;
 struct Queue::State {
   int device;
   std::vector<unsigned> lanes, threads;
+  std::vector<std::function<void()>> later;
+
+  void settle() {
+    for (const auto& work : std::exchange(later, {})) {
+      work();
+    }
+  }
+  void build(const Batch& batch, BuildStage stage) const;
 };
 
 Queue::Queue(int device)
-    : state_(new State{device, order_of(device, kWarp), order_of(device, kSelectThreads)}) {
+    : state_(new State{device, order_of(device, kWarp), order_of(device, kSelectThreads), {}}) {
   weft_device found{};
   describe(device, found);
 }
 
-Queue::~Queue() = default;
+Queue::~Queue() { state_->settle(); }
 
 void* Queue::allocate(size_t bytes) {
   WEFT_REQUIRE(bytes <= kTotalBytes, ErrorCode::out_of_memory, "device memory: ", bytes,
@@ -88,13 +100,34 @@ void* Queue::allocate(size_t bytes) {
   return memory;
 }
 
-void Queue::release(void* memory) noexcept { std::free(memory); }
+void Queue::release(void* memory) noexcept {
+  state_->settle();
+  std::free(memory);
+}
 
-void Queue::upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void* Queue::allocate_pinned(size_t bytes) { return allocate(bytes); }
 
-void Queue::download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void Queue::release_pinned(void* memory) noexcept { release(memory); }
 
-void Queue::wait() {}
+void Queue::upload(void* to, const void* from, size_t bytes) {
+  state_->settle();
+  std::memcpy(to, from, bytes);
+}
+
+void Queue::download(void* to, const void* from, size_t bytes) {
+  state_->settle();
+  std::memcpy(to, from, bytes);
+}
+
+void Queue::upload_later(void* to, const void* from, size_t bytes) {
+  state_->later.emplace_back([=] { std::memcpy(to, from, bytes); });
+}
+
+void Queue::download_later(void* to, const void* from, size_t bytes) {
+  upload_later(to, from, bytes);
+}
+
+void Queue::wait() { state_->settle(); }
 
 void Queue::scan(const ScanLaunch& launch) {
   const uint32_t n_warps = std::max(kWarps, launch.n_passes);
@@ -153,6 +186,26 @@ void Queue::select(const SelectLaunch& launch) {
     select_share(Block{state_->threads.data()}, launch, block % n_slices, block / n_slices,
                  keys.data());
   }
+}
+
+void Queue::build(const Batch& batch, BuildStage stage) {
+  state_->later.emplace_back([this, batch, stage] { state_->build(batch, stage); });
+}
+
+void Queue::State::build(const Batch& batch, BuildStage stage) const {
+  if (stage == BuildStage::plan) {
+    uint32_t sums[2][kPlanThreads];
+    std::memset(sums, kRubbish, sizeof sums);
+    plan_visits(PlanBlock{threads.data()}, batch, sums);
+    return;
+  }
+  const uint32_t dim = batch.table.all.dim;
+  with_build_stage(stage, dim, [&]<BuildStage kStage, unsigned kSteps>() {
+    for (const unsigned number : order_of(device, kWarps)) {
+      std::vector<uint8_t> scratch(build_scratch(kStage, dim), kRubbish);
+      build_share<kStage, kSteps>(Warp{lanes.data()}, batch, number, kWarps, scratch.data());
+    }
+  });
 }
 
 }  // namespace weft::cuda

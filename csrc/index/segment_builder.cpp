@@ -157,7 +157,7 @@ std::span<const T> tokens(std::span<const T> array, uint64_t first, uint64_t n, 
 
 SegmentStats write_segment(FileWriter file, std::shared_ptr<const Codec> codec,
                            RaggedView<const uint16_t> docs, const IdTable& ids, Rerank rerank,
-                           size_t threads, const Progress& progress) {
+                           size_t threads, const Progress& progress, const BuildDevice* device) {
   const size_t n = docs.tokens.rows;
   const size_t dim = docs.tokens.cols;
   constexpr auto kBad = ErrorCode::invalid_argument;
@@ -169,34 +169,46 @@ SegmentStats write_segment(FileWriter file, std::shared_ptr<const Codec> codec,
                "rerank=\"plane\": expected nbits=4, found nbits=", codec ? codec->nbits() : 0);
   SegmentFile out(std::move(file), dim, codec.get(), rerank, docs.offsets, ids);
 
+  const auto append_codes = [&](const EncodedTokens& encoded) {
+    out.append_codes(encoded.parents, encoded.children, encoded.steps, encoded.multipliers,
+                     encoded.codes);
+    if (out.has_plane()) {
+      out.append_plane(encoded.plane, encoded.plane_multipliers);
+    }
+  };
+  size_t done = 0;
+  const auto append_rows = [&](size_t count) {
+    if (out.has_rows()) {
+      out.append_rows({docs.tokens.row(done), count * dim});
+    }
+    done += count;
+    if (progress) {
+      progress("write", done, n);
+    }
+  };
+  if (codec != nullptr && device != nullptr) {
+    device->encode(*codec, docs.tokens, out.has_plane(), [&](const EncodedTokens& batch) {
+      append_codes(batch);
+      append_rows(batch.parents.size());
+    });
+    return out.finish();
+  }
   const size_t window_tokens = kBlockTokens * kWindowBlocks;
   std::vector<EncodedTokens> window(codec ? kWindowBlocks : 0);
-  for (size_t first = 0; first < n; first += window_tokens) {
-    const size_t count = std::min(window_tokens, n - first);
+  while (done < n) {
+    const size_t count = std::min(window_tokens, n - done);
     const size_t blocks = (count + kBlockTokens - 1) / kBlockTokens;
     if (codec != nullptr) {
       parallel_for(blocks, threads, [&](size_t begin, size_t end, size_t) {
         for (size_t block = begin; block < end; ++block) {
           const size_t from = block * kBlockTokens;
-          codec->encode(docs.tokens.slice(first + from, std::min(kBlockTokens, count - from)),
+          codec->encode(docs.tokens.slice(done + from, std::min(kBlockTokens, count - from)),
                         out.has_plane(), window[block]);
         }
       });
-      for (size_t block = 0; block < blocks; ++block) {
-        const EncodedTokens& encoded = window[block];
-        out.append_codes(encoded.parents, encoded.children, encoded.steps, encoded.multipliers,
-                         encoded.codes);
-        if (out.has_plane()) {
-          out.append_plane(encoded.plane, encoded.plane_multipliers);
-        }
-      }
+      std::for_each_n(window.begin(), blocks, append_codes);
     }
-    if (out.has_rows()) {
-      out.append_rows({docs.tokens.row(first), count * dim});
-    }
-    if (progress) {
-      progress("write", first + count, n);
-    }
+    append_rows(count);
   }
   return out.finish();
 }

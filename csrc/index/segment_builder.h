@@ -37,11 +37,13 @@ struct SegmentPart {
 
 /// Writes one segment file: encodes the rows block by block, in bounded memory, and builds its lists.
 /// `docs`: f16 unit rows, possibly a mapped file larger than memory; document i gets ordinal i.
-/// Without a codec the rows themselves are stored. Same bytes for any number of threads.
-/// Throws invalid_argument (shapes, over 2^24 tokens), io, cancelled.
+/// Without a codec the rows themselves are stored. Same bytes for any number of threads, and whether
+/// `device` encodes or, where it is null, the CPU.
+/// Throws invalid_argument (shapes, over 2^24 tokens), io, cancelled; device, out_of_memory.
 SegmentStats write_segment(FileWriter file, std::shared_ptr<const Codec> codec,
                            RaggedView<const uint16_t> docs, const IdTable& ids, Rerank rerank,
-                           size_t threads, const Progress& progress);
+                           size_t threads, const Progress& progress,
+                           const BuildDevice* device = nullptr);
 
 /// Writes one segment file of documents of other segments, in the order given: ids, rows and codes byte
 /// for byte, since the rows that codes were made from are gone; new lists. The segments share a codec, or

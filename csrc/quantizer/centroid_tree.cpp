@@ -160,11 +160,12 @@ TreeArrays CentroidTree::train(ByteRows sample, const TreeParams& params,
                          .iterations = params.iterations,
                          .seed = params.seed,
                          .stream = 2,
-                         .threads = params.threads},
+                         .threads = params.threads,
+                         .device = params.device},
                         coarse_tick);
   }
   const NearestCentroids nearest(kernel, {out.coarse.data(), params.n_coarse, dim});
-  const Clusters cells = cluster_rows(sample, nearest, params.threads, coarse_tick);
+  const Clusters cells = cluster_rows(sample, nearest, params.threads, coarse_tick, params.device);
 
   std::vector<double> weights(cells.size());
   parallel_for(
@@ -198,7 +199,7 @@ TreeArrays CentroidTree::grow(ByteRows sample, uint32_t n_more, const TreeParams
   const kernels::Kernels& kernel = kernels::active();
   const size_t dim = arrays_.dim;
   const auto& offsets = arrays_.child_offsets;
-  const Clusters cells = cluster_rows(sample, nearest_, params.threads);
+  const Clusters cells = cluster_rows(sample, nearest_, params.threads, {}, params.device);
 
   // What the children there are leave over, of the tokens of each cell.
   std::vector<double> weights(cells.size());

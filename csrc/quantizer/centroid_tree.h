@@ -21,7 +21,8 @@ struct TreeParams {
   uint32_t n_fine = 16;  ///< at least n_coarse; a cell never has more children than sampled tokens
   unsigned iterations = 8;
   uint64_t seed = 42;
-  size_t threads = 0;  ///< 0: as many as default_threads() says
+  size_t threads = 0;                   ///< 0: as many as default_threads() says
+  const BuildDevice* device = nullptr;  ///< compares rows with coarse centroids; null: the CPU
 };
 
 /// The arrays of a tree, as they are stored.
@@ -52,6 +53,9 @@ class CentroidTree {
     return {arrays_.fine.data(), arrays_.child_offsets.back(), arrays_.dim};
   }
   std::span<const uint32_t> child_offsets() const noexcept { return arrays_.child_offsets; }
+  /// What assign() compares with: the cells, and what is added to the dots of their children.
+  const NearestCentroids& cells() const noexcept { return nearest_; }
+  std::span<const int32_t> fine_bias() const noexcept { return fine_bias_.span(); }
   /// Length of the longest centroid, in its grid steps.
   double longest_coarse() const noexcept { return nearest_.longest(); }
   double longest_fine() const noexcept { return longest_fine_; }

@@ -20,32 +20,10 @@ namespace {
 
 constexpr size_t kBlockTokens = 4'096;
 constexpr float kRatio = kPlaneRatio;
-/// With a second plane the first one's step is this much wider than its own optimum: its error grows by
-/// 8 %, that of both planes together falls by 40 %, because fewer elements lie beyond the outermost
-/// level (docs/adr/0015).
-constexpr float kPlaneWidening = 1.1f;
 constexpr double kLongestCentroid = 2.0;
 constexpr const char* kRemedy = "; the file is damaged, restore it or rebuild";
 
-/// Clip factors tried for the step, for 1, 2, 4 and 8 bits: evenly spaced from `least` to 1. The
-/// fewer levels, the more clipping pays; one bit has no choice to make.
 constexpr size_t kFactors = 20;
-
-std::span<const float> clip_factors(unsigned nbits) {
-  static constexpr auto kTables = [] {
-    constexpr float kLeast[4] = {1.0f, 0.3f, 0.6f, 0.9f};
-    std::array<std::array<float, kFactors>, 4> tables{};
-    for (size_t row = 0; row < 4; ++row) {
-      for (size_t i = 0; i < kFactors; ++i) {
-        tables[row][i] = kLeast[row] + (1.0f - kLeast[row]) * static_cast<float>(i) /
-                                           static_cast<float>(kFactors - 1);
-      }
-    }
-    return tables;
-  }();
-  const auto& table = kTables[static_cast<size_t>(std::countr_zero(nbits))];
-  return nbits == 1 ? std::span(table).first(1) : std::span(table);
-}
 
 /// Squared length in eight interleaved sums.
 float squared_length(const float* x, size_t dim) {
@@ -133,6 +111,22 @@ void check(const CodecParts& parts, const std::string& path) {
 }
 
 }  // namespace
+
+std::span<const float> clip_factors(unsigned nbits) {
+  static constexpr auto kTables = [] {
+    constexpr float kLeast[4] = {1.0f, 0.3f, 0.6f, 0.9f};
+    std::array<std::array<float, kFactors>, 4> tables{};
+    for (size_t row = 0; row < 4; ++row) {
+      for (size_t i = 0; i < kFactors; ++i) {
+        tables[row][i] = kLeast[row] + (1.0f - kLeast[row]) * static_cast<float>(i) /
+                                           static_cast<float>(kFactors - 1);
+      }
+    }
+    return tables;
+  }();
+  const auto& table = kTables[static_cast<size_t>(std::countr_zero(nbits))];
+  return nbits == 1 ? std::span(table).first(1) : std::span(table);
+}
 
 Codec::Codec(CodecParts&& parts)
     : rotation_(parts.dim, parts.seed),

@@ -49,7 +49,8 @@ struct CodecParams {
   uint64_t seed = 42;
   uint64_t n_tokens = 0;  ///< of the collection it is trained for; 0: as many as there are rows
   uint64_t max_sample_bytes = uint64_t{1} << 30;
-  size_t threads = 0;  ///< 0: default_threads()
+  size_t threads = 0;                   ///< 0: default_threads()
+  const BuildDevice* device = nullptr;  ///< takes part in training; null: the CPU alone
 };
 
 struct GrowParams {
@@ -60,6 +61,7 @@ struct GrowParams {
   size_t threads = 0;  ///< 0: default_threads()
   /// Checksums of the codecs that segments in use were encoded with; the grown codec knows these.
   std::vector<uint32_t> used;
+  const BuildDevice* device = nullptr;  ///< as in CodecParams
 };
 
 /// A codec that another has grown from: for each cell the number of its children, which are the first of
@@ -129,6 +131,15 @@ struct MultiplierGrid {
 inline constexpr MultiplierGrid kWideGrid{0.75f, 1.0f / 512.0f};
 inline constexpr MultiplierGrid kFineGrid{0.984375f, 1.0f / 8192.0f};  ///< 8 bits; both planes
 
+/// With a second plane the first one's step is this much wider than its own optimum: its error grows by
+/// 8 %, that of both planes together falls by 40 %, because fewer elements lie beyond the outermost
+/// level (docs/adr/0015).
+inline constexpr float kPlaneWidening = 1.1f;
+
+/// Clip factors tried for the step, for 1, 2, 4 and 8 bits: evenly spaced from `least` to 1. The
+/// fewer levels, the more clipping pays; one bit has no choice to make.
+std::span<const float> clip_factors(unsigned nbits);
+
 /// Rotation and centroid tree: what encodes and decodes. Immutable, hence thread-safe.
 class Codec {
  public:
@@ -167,6 +178,7 @@ class Codec {
   /// grown to.
   uint64_t n_tokens() const noexcept { return n_tokens_; }
   const Rotation& rotation() const noexcept { return rotation_; }
+  const CentroidTree& tree() const noexcept { return tree_; }
 
   uint32_t n_coarse() const noexcept { return static_cast<uint32_t>(tree_.coarse().n); }
   uint32_t n_fine() const noexcept { return static_cast<uint32_t>(tree_.fine().n); }

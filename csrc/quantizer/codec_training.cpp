@@ -113,7 +113,8 @@ Codec Codec::train(MatrixView<const uint16_t> rows, const CodecParams& params,
                                             .n_fine = size.n_fine,
                                             .iterations = params.iterations,
                                             .seed = params.seed,
-                                            .threads = params.threads},
+                                            .threads = params.threads,
+                                            .device = params.device},
                                            progress)});
   std::vector<uint32_t> distances = codec.measure(rows, params.threads);
   const size_t place = (distances.size() * 95 + 99) / 100 - 1;
@@ -133,16 +134,18 @@ Codec Codec::grow(MatrixView<const uint16_t> rows, const GrowParams& params,
   const size_t n_sample = std::min<uint64_t>(n_most, kSampleTokensPerFine * n_more);
   const AlignedBuffer<int8_t> sample =
       sample_rows(rotation_, rows, n_sample, Random(seed_, 1), params.threads, progress);
-  CodecParts grown{
-      .dim = dim(),
-      .nbits = nbits_,
-      .seed = seed_,
-      .coarse_scale = coarse_scale_,
-      .fine_scale = fine_scale_,
-      .error = error_,
-      .tree = tree_.grow(
-          {sample.data(), n_sample, padded_dim()}, n_more,
-          {.iterations = params.iterations, .seed = seed_, .threads = params.threads}, progress)};
+  CodecParts grown{.dim = dim(),
+                   .nbits = nbits_,
+                   .seed = seed_,
+                   .coarse_scale = coarse_scale_,
+                   .fine_scale = fine_scale_,
+                   .error = error_,
+                   .tree = tree_.grow({sample.data(), n_sample, padded_dim()}, n_more,
+                                      {.iterations = params.iterations,
+                                       .seed = seed_,
+                                       .threads = params.threads,
+                                       .device = params.device},
+                                      progress)};
   for (const Ancestor& ancestor : ancestors_) {
     if (std::ranges::find(params.used, ancestor.checksum) != params.used.end()) {
       grown.ancestors.push_back(ancestor);

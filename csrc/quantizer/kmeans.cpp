@@ -115,9 +115,11 @@ uint64_t AscendingDraw::next() {
   return at_++;
 }
 
-Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads,
-                      const Tick& tick) {
-  std::vector<uint16_t> labels(rows.n);
+namespace {
+
+/// The number of the nearest centroid of each row.
+void label_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads, const Tick& tick,
+                uint16_t* labels) {
   std::atomic<uint64_t> done = 0;
   uint64_t told = 0;
   const auto tell = [&] {
@@ -140,6 +142,18 @@ Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t t
       },
       kBlockRows, tell);
   tell();
+}
+
+}  // namespace
+
+Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads,
+                      const Tick& tick, const BuildDevice* device) {
+  std::vector<uint16_t> labels(rows.n);
+  if (device != nullptr) {
+    device->label(rows, centroids, labels.data(), tick);
+  } else {
+    label_rows(rows, centroids, threads, tick, labels.data());
+  }
 
   Clusters out;
   out.starts.assign(centroids.size() + 1, 0);
@@ -194,7 +208,7 @@ AlignedBuffer<int8_t> kmeans(const kernels::Kernels& kernel, ByteRows rows,
   }
   for (unsigned round = 0; round < params.iterations; ++round) {
     const NearestCentroids nearest(kernel, {centroids.data(), n, rows.dim});
-    const Clusters clusters = cluster_rows(rows, nearest, params.threads, tick);
+    const Clusters clusters = cluster_rows(rows, nearest, params.threads, tick, params.device);
     parallel_for(
         params.n_clusters, params.threads,
         [&](size_t begin, size_t end, size_t) {

@@ -18,6 +18,7 @@
 #include "base/buffer.h"
 #include "base/random.h"
 #include "kernels/kernels.h"
+#include "quantizer/build_device.h"
 #include "quantizer/nearest.h"
 
 namespace weft {
@@ -52,9 +53,9 @@ struct Clusters {
 /// Told on the calling thread how many rows were done since the last call; may throw to cancel.
 using Tick = std::function<void(uint64_t rows)>;
 
-/// Every row to its nearest centroid.
+/// Every row to its nearest centroid, found by `device` or, where it is null, here.
 Clusters cluster_rows(ByteRows rows, const NearestCentroids& centroids, size_t threads,
-                      const Tick& tick = {});
+                      const Tick& tick = {}, const BuildDevice* device = nullptr);
 
 /// Copies rows so that they lie together: what is read many times is read in order.
 AlignedBuffer<int8_t> gather_rows(ByteRows rows, std::span<const uint32_t> numbers);
@@ -68,6 +69,7 @@ struct KMeansParams {
   uint64_t seed = 42;
   uint64_t stream = 0;  ///< tells runs with the same seed apart
   size_t threads = 1;
+  const BuildDevice* device = nullptr;  ///< compares rows with centroids; null: the CPU
 };
 
 /// The rounded means of n_clusters clusters, [n_clusters][dim]. Starts from rows drawn without

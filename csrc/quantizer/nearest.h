@@ -51,6 +51,16 @@ class NearestCentroids {
   /// not depend on its neighbours, but thousands at once are faster.
   void find(ByteRows rows, BestFour* best) const;
 
+  /// What find() compares rows with, for what does the same elsewhere: centroids by group, what is added
+  /// to their dots and then shifted right, their numbers, where each group begins, and the means of the groups
+  /// in quarters; without these all centroids are compared.
+  ByteRows rows() const noexcept { return {rows_.data(), size(), dim_}; }
+  std::span<const int32_t> bias() const noexcept { return bias_.span(); }
+  unsigned shift() const noexcept { return shift_; }
+  std::span<const uint32_t> numbers() const noexcept { return numbers_; }
+  std::span<const size_t> starts() const noexcept { return starts_; }
+  const std::vector<NearestCentroids>& quarters() const noexcept { return quarters_; }
+
  private:
   using Keys = std::array<int32_t, 4>;  ///< as the kernel makes them
   struct Block;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace weft {
@@ -28,6 +29,9 @@ class Rotation {
 
   size_t dim() const noexcept { return dim_; }
   size_t padded_dim() const noexcept { return padded_dim_; }
+
+  /// Random sign / sqrt(block length) of each dimension of a round, 0 or 1.
+  std::span<const float> factors(size_t round) const noexcept { return rounds_[round].factors; }
 
   /// out[padded_dim] = rotation of row[dim], zero-padded. They may not overlap.
   void apply(const float* row, float* out) const;

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from weft.errors import DeviceError, InvalidArgumentError
+from weft.errors import InvalidArgumentError
 
 
 class FrozenDict(dict[str, Any]):
@@ -64,9 +64,3 @@ def check_fraction(name: str, value: object, *, zero: bool) -> float:
         interval = "[0, 1]" if zero else "(0, 1]"
         raise InvalidArgumentError(f"{name}={value!r}: expected a number in {interval}")
     return number
-
-
-def check_device(device: object) -> None:
-    """Refuse a device that indexes are not built on."""
-    if device != "cpu":
-        raise DeviceError(f'device={device!r}: expected "cpu", where indexes are built')

@@ -256,7 +256,9 @@ class Index:
         Parameters
         ----------
         device
-            "cpu".
+            "cpu"; "cuda" or "cuda:1", a GPU that encodes tokens and takes its part in training a
+            codec; or "auto", decided here: the first GPU where there is one that works, else the
+            CPU. The files are the same, byte for byte.
         threads
             None: as many as the process may use.
         max_ram
@@ -272,6 +274,8 @@ class Index:
         ------
         IndexLockedError
             Another writer holds the lock; names its host and process.
+        DeviceError
+            The device cannot be had; `weft.info` tells why.
         """
         if not self._pinned:
             self.refresh()

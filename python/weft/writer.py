@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.arrays import Embeddings, check_threads, query_rows, ragged
-from weft.checks import check_device
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     IndexLockedError,
@@ -24,6 +23,7 @@ from weft.errors import (
     WeftError,
     WriterClosedError,
 )
+from weft.installation import build_device
 from weft.lifecycle.batches import check_batch, check_each_id, check_ids
 from weft.lifecycle.bitmaps import as_mask
 from weft.lifecycle.builder import Build
@@ -87,7 +87,7 @@ class Writer:
         resume: bool = False,
         on_commit: Callable[[Manifest], None] | None = None,
     ) -> None:
-        check_device(device)
+        self._device = build_device(device)
         self._threads = check_threads(threads)
         self._max_ram = parse_ram(max_ram)
         self._progress = progress or (lambda _stage, _done, _total: None)
@@ -125,6 +125,11 @@ class Writer:
     def generation(self) -> int:
         """The generation that was committed last."""
         return self._snapshot.manifest.generation
+
+    @property
+    def device(self) -> str:
+        """What tokens are encoded on and codecs trained with: "cpu", or a GPU as "cuda:0"."""
+        return "cpu" if self._device is None else self._device.name
 
     @property
     def _config(self) -> IndexConfig:
@@ -378,6 +383,7 @@ class Writer:
             self._snapshot,
             spool,
             self._deletions,
+            device=self._device,
             threads=self._threads,
             max_ram=self._max_ram,
             progress=self._progress,

@@ -14,6 +14,9 @@ MOST_REGISTERS = 128  # two thread blocks of 256 on a multiprocessor
 RUNTIME_LIBRARIES = {"libc", "libgcc_s", "libm", "libstdc++", "ld-linux-x86-64", "ld-linux-aarch64"}
 RUNTIME_LIBRARIES |= {"libdl", "libpthread", "librt"}  # of their own before glibc 2.34
 
+# Stages of a build that warps share; those that multiply have a kernel of their own for dim 128.
+BUILD_STAGES = [("0", "0"), ("1", "0"), ("1", "4"), ("3", "0"), ("4", "0"), ("4", "4"), ("5", "0")]
+
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'"
     r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -35,8 +38,10 @@ def check_kernels(report, architectures):
         assert {"".join(which) for which in found} == {
             scan + skims for scan in scans for skims in "01"
         }
-        for kind, n in {"select": 1, "block": 9, "warp": 3, "centroids": 4}.items():
+        for kind, n in {"select": 1, "plan": 1, "block": 9, "warp": 3, "centroids": 4}.items():
             assert sum(f"{kind}_kernel" in name for name in names) == n
+        stages = re.findall(r"build_kernelILNS0_10BuildStageE(\d)ELj(\d)E", " ".join(names))
+        assert sorted(stages) == BUILD_STAGES
     assert {kernel["arch"] for kernel in kernels} == architectures
     for kernel in kernels:
         assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
@@ -67,6 +72,11 @@ def test_products_run_on_tensor_cores_and_floats_are_not_contracted(compiled, tm
         8,
         8,
     ]
+
+    def builds(stage, steps):
+        name = rf"\w*build_kernelILNS0_10BuildStageE{stage}ELj{steps}E"
+        return [entry for entry in entries if re.match(name, entry)]
+
     scorers = [
         entry
         for entry in entries
@@ -79,6 +89,12 @@ def test_products_run_on_tensor_cores_and_floats_are_not_contracted(compiled, tm
             product = f"mma.sync.aligned.m16n8k32.row.col.s32.s8.{kind}.s32"
             assert entry.count(product) == 8
         assert len(re.findall(r"fma\.rn\.f32", entry)) == 8
+    # Two tiles of 16 rows by four steps of 32 dims; groups first, then cells.
+    for (entry,), n_products in ((builds(1, 4), 16), (builds(4, 4), 8)):
+        assert entry.count("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32") == n_products
+    for stage, has_fma in ((0, False), (5, True)):  # the rotation has none, quantising has
+        (entry,) = builds(stage, 0)
+        assert ("fma.rn.f32" in entry) is has_fma
 
 
 def test_the_library_stands_alone(compiled):

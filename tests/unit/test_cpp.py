@@ -11,7 +11,9 @@ def programs(tmp_path_factory):
     return build(tmp_path_factory.mktemp("cpp"), "address,undefined")
 
 
-@pytest.mark.parametrize("name", ["test_base", "test_container", "test_cuda", "test_parallel"])
+@pytest.mark.parametrize(
+    "name", ["test_base", "test_build", "test_container", "test_cuda", "test_parallel"]
+)
 def test_program(programs, name):
     run(programs / name)
 

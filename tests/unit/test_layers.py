@@ -82,6 +82,7 @@ NATIVE_USERS |= {
     "sparse",
     "lifecycle.row_files",
     "lifecycle.codec_build",
+    "lifecycle.dense_build",
 }
 NATIVE_USERS |= {"installation"}
 

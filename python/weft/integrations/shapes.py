@@ -8,8 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import contiguous, matrix
-from weft.checks import check_device
-from weft.errors import InvalidArgumentError
+from weft.errors import DeviceError, InvalidArgumentError
 from weft.index import Index
 from weft.types import IndexConfig, SearchParams
 
@@ -45,9 +44,11 @@ def require(name: str, value: object, allowed: Collection[object]) -> None:
 
 
 def require_cpu(device: str | list[str] | None) -> None:
-    """Refuse a device that weft does not run on."""
-    if device not in (None, ["cpu"]):
-        check_device(device)
+    """Refuse a device that the drop-in classes do not run on."""
+    if device not in (None, "cpu", ["cpu"]):
+        raise DeviceError(
+            f'device={device!r}: expected "cpu", where this class builds and searches'
+        )
 
 
 def documents(embeddings: Any) -> list[Any]:  # noqa: ANN401

@@ -60,6 +60,7 @@ class Build:
         spool: Spool,
         deletions: Deletions,
         *,
+        device: _native.BuildDevice | None,
         threads: int,
         max_ram: int,
         progress: Progress,
@@ -69,6 +70,7 @@ class Build:
         self._base = snapshot.manifest
         self._spool, self._given = spool, spool.given()
         self._deletions = deletions
+        self._device = device
         self._threads = threads
         self._max_ram = max_ram
         self._progress = progress
@@ -143,6 +145,7 @@ class Build:
     def _codec_build(self, config: IndexConfig, stage: str) -> CodecBuild:
         return CodecBuild(
             *(config, self._files, self._made_once, stage),
+            device=self._device,
             threads=self._threads,
             max_ram=self._max_ram,
             progress=self._progress,
@@ -152,7 +155,9 @@ class Build:
         if self._base.config.dense is None:
             return None
         return DenseBuild(
-            *(self._base, self._snapshot, self._spool, self._files), threads=self._threads
+            *(self._base, self._snapshot, self._spool, self._files),
+            device=self._device,
+            threads=self._threads,
         )
 
     def _remaining(self) -> tuple[OpenSegment, ...]:
@@ -338,6 +343,7 @@ class Build:
                 rows[first_row:last_row],
                 offsets - np.uint64(first_row),
                 ids,
+                device=self._device,
                 threads=self._threads,
                 progress=progress,
             ),

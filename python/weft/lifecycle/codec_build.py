@@ -51,6 +51,7 @@ class CodecBuild:
         made_once: MadeOnce,
         stage: str,
         *,
+        device: _native.BuildDevice | None,
         threads: int,
         max_ram: int,
         progress: Progress,
@@ -59,6 +60,7 @@ class CodecBuild:
         self._files = files
         self._made_once = made_once
         self._stage = stage
+        self._device = device
         self._threads = threads
         self._sample_bytes = sample_bytes(max_ram)
         self._progress = progress
@@ -78,6 +80,7 @@ class CodecBuild:
                 threads=self._threads,
                 progress=self._progress,
                 n_tokens=n_tokens,
+                device=self._device,
             )
             return [self._files.write_codec(trained)]
 
@@ -113,6 +116,7 @@ class CodecBuild:
                 threads=self._threads,
                 used=used,
                 progress=self._progress,
+                device=self._device,
             )
             return [self._files.write_codec(grown)]
 

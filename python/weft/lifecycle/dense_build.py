@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from weft import _native
     from weft.lifecycle.codec_build import CodecBuild
     from weft.lifecycle.compaction import Merge
     from weft.lifecycle.manifest import Manifest
@@ -47,6 +48,7 @@ class DenseBuild:
         spool: Spool,
         files: NewFiles,
         *,
+        device: _native.BuildDevice | None,
         threads: int,
     ) -> None:
         self.config = base.config.of_dense()
@@ -55,6 +57,7 @@ class DenseBuild:
         self.trained = False
         self._spool = spool
         self._files = files
+        self._device = device
         self._threads = threads
         self._is_growing = base.n_docs > 0
         self.drift: float | None = None
@@ -122,18 +125,25 @@ class DenseBuild:
         offsets = _offsets(np.concatenate(parts))
         first = self._n_merged
         self._n_merged += int(offsets[-1])
-        ids = merge.stored_ids()
         rows = self._rows[first : self._n_merged]
-        return rows_file(
-            self.config, self.codec, rows, offsets, IdTable.of(ids, len(ids)), threads=self._threads
-        )
+        ids = merge.stored_ids()
+        return self._file(rows, offsets, IdTable.of(ids, len(ids)))
 
     def of_added(self, first: int, last: int, ids: IdTable) -> Callable[[int, str], int]:
         """Give what fills the file of a segment made of the added windows [first, last)."""
         begin = int(self.lengths[:first].sum())
         offsets = _offsets(self.lengths[first:last])
         rows = self.added_rows[begin : begin + int(offsets[-1])]
-        return rows_file(self.config, self.codec, rows, offsets, ids, threads=self._threads)
+        return self._file(rows, offsets, ids)
+
+    def _file(
+        self, rows: NDArray[np.float16], offsets: NDArray[np.uint64], ids: IdTable
+    ) -> Callable[[int, str], int]:
+        return rows_file(
+            *(self.config, self.codec, rows, offsets, ids),
+            device=self._device,
+            threads=self._threads,
+        )
 
 
 def _offsets(lengths: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -40,12 +40,14 @@ def rows_file(
     offsets: NDArray[np.uint64],
     ids: IdTable,
     *,
+    device: _native.BuildDevice | None = None,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Callable[[int, str], int]:
     """Give what fills a file with the rows of some windows, for `NewFiles.write`.
 
-    Window i has the rows [offsets[i], offsets[i + 1]). Without a codec they are stored as they are.
+    Window i has the rows [offsets[i], offsets[i + 1]). Without a codec they are stored as they are,
+    else `device` encodes them, or the CPU.
     """
 
     def fill(fd: int, path: str) -> int:
@@ -60,6 +62,7 @@ def rows_file(
             config.rerank or "none",
             threads,
             progress,
+            device,
         )["checksum"]
 
     return fill
