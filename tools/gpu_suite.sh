@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Everything that needs a GPU, in one run on a machine with one: builds weft with the plug-in, measures what the
-# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times the scan, with its
-# share of what the device gives.
+# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times encoding and the scan,
+# with its share of what the device gives.
 #
 #   tools/gpu_suite.sh OUT.json [--tokens N] [--peers WHEELS]
 #
-# N tokens in the largest scan, 100000000 by default. WHEELS is a folder with those of fast-plaid and xtr-warp-rs for
+# N tokens in the largest scan and encoding, 100000000 by default. WHEELS is a folder with those of fast-plaid and xtr-warp-rs for
 # this Python and its torch, and of what they import: then they are compared with weft and with plain torch on sets
 # of 10^6 and 10^7 tokens, which takes a quarter of an hour more; the rows are in OUT.peers.jsonl, which
 # bench/peers/report.py reads. bench/peers/run.py by itself asks more queries, for longer and for more results.
@@ -15,11 +15,11 @@
 # numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
 # other than 0 if a step failed; a sanitizer that the machine refuses is "unsupported", which is no pass.
 set -uo pipefail
-out='' tokens=100000000 peers='' n_steps=12
+out='' tokens=100000000 peers='' n_steps=14
 while [ $# -gt 0 ]; do
   case "$1" in
     --tokens) tokens=$2 && shift ;;
-    --peers) peers=$(realpath -m "$2") n_steps=13 && shift ;;
+    --peers) peers=$(realpath -m "$2") n_steps=15 && shift ;;
     *) out=$(realpath -m "$1") ;;
   esac
   shift
@@ -53,7 +53,7 @@ gpu_tests() {
 
 sanitize() {
   command -v compute-sanitizer >/dev/null || { echo "not supported: no compute-sanitizer"; return 1; }
-  gpu_tests "equals_the_cpu or ties" compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all
+  gpu_tests "equals_the_cpu or ties or a_grown_codec" compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all
 }
 
 bench() {
@@ -63,6 +63,13 @@ bench() {
       [ "$nbits" = 8 ] && [ "$size" = "$tokens" ] && continue
       "$work/scan" "$work/site/weft/libweft_cuda.so" "$size" "$nbits" || return 1
     done
+  done
+}
+
+bench_encode() {
+  local size
+  for size in 10000000 "$tokens"; do
+    "$work/encode" "$work/site/weft/libweft_cuda.so" "$size" 4 || return 1
   done
 }
 
@@ -81,7 +88,7 @@ compare() {
 }
 
 export work out tokens peers
-export -f gpu_tests sanitize bench compare
+export -f gpu_tests sanitize bench bench_encode compare
 
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 architecture=${capability:-90}
@@ -96,9 +103,11 @@ if step build 300 python3 -m pip install -q --no-build-isolation --no-deps --no-
     "import json, weft; print(json.dumps(weft.info())); assert len(weft.info()['devices']) > 1, 'no device'" &&
     step tests 300 gpu_tests cuda
   if step compile 120 nvcc -std=c++20 -O3 -arch="sm_$architecture" -o "$work/ceilings" bench/gpu/ceilings.cu &&
-    step compile_scan 60 g++ -std=c++20 -O2 -Icsrc -o "$work/scan" bench/gpu/scan.cpp -ldl; then
+    step compile_scan 60 g++ -std=c++20 -O2 -Icsrc -o "$work/scan" bench/gpu/scan.cpp -ldl &&
+    step compile_encode 60 g++ -std=c++20 -O2 -Icsrc -o "$work/encode" bench/gpu/encode.cpp -ldl; then
     step ceilings 60 "$work/ceilings"
     step scan 240 bench
+    step encode 240 bench_encode
   fi
   for tool in memcheck racecheck synccheck; do
     step "$tool" 240 sanitize "$tool"
@@ -145,6 +154,7 @@ result = {
     "sources": source_hashes(),
     "ceilings": ceilings,
     "scan": [with_bound(row, ceilings[0]) for row in rows("scan") if ceilings],
+    "encode": [with_bound(row, ceilings[0]) for row in rows("encode") if ceilings],
     "peers": compared(Path(peers)),
     "info": rows("info"),
     "steps": steps,

@@ -20,13 +20,25 @@ from helpers import ragged_docs, unit_rows
 ATTEST = ROOT / "tools" / "attest.py"
 
 
-def test_the_benchmark_of_the_scan(emulator, tmp_path):
+def rows_of(folder, name, *arguments):
+    """Compile a benchmark of bench/gpu and give what it prints."""
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    program = tmp_path / "scan"
-    source = ROOT / "bench/gpu/scan.cpp"
-    run("c++", *flags, f"-I{ROOT / 'csrc'}", source, "-o", program, "-ldl")
-    lines = run(program, emulator, 100, 1, 2).splitlines()
-    rows = [json.loads(line) for line in lines]
+    source = ROOT / f"bench/gpu/{name}.cpp"
+    run("c++", *flags, f"-I{ROOT / 'csrc'}", source, "-o", folder / name, "-ldl")
+    return [json.loads(line) for line in run(folder / name, *arguments).splitlines()]
+
+
+def test_the_benchmark_of_encoding(emulator, tmp_path):
+    rows = rows_of(tmp_path, "encode", emulator, 1_000, 2)
+    assert [row["stage"] for row in rows] == ["encode", "label"]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert (rows[0]["cells"], rows[0]["children"]) == (16, 1)
+    assert rows[0]["operations_per_token"] == 2 * 128 * (16 + 1 + 4)
+    assert rows[0]["upload_bytes"] == 1_000 * 256
+
+
+def test_the_benchmark_of_the_scan(emulator, tmp_path):
+    rows = rows_of(tmp_path, "scan", emulator, 100, 1, 2)
     assert [row["batch"] for row in rows] == [1, 8, 64]
     assert all(row["median_ms"] > 0 for row in rows)
     assert rows[0]["operations"] == 2 * 2 * 128 * 2 * 100
@@ -112,13 +124,16 @@ def machine(tmp_path):
         (tools / name).chmod(0o755)
 
     ceilings = {"read_bytes_per_s": 4e12, "l2_bytes_per_s": 1e13, "mma_s8_operations_per_s": 8e14}
+    ceilings["upload_bytes_per_s"] = 5e10
     scan = {"tokens": 1_000_000, "median_ms": 2.0, "code_bytes": 4e9, "operations": 4e11}
+    encode = {"tokens": 1_000, "seconds": 1.0, "operations_per_token": 4e11, "upload_bytes": 8e9}
     peers = {"engine": "weft", "set": "s", "recall@10": 0.9, "ms": [1.0], "shares": [0.9]}
     program("nvidia-smi", "echo 9.0")
     program("made-ceilings", f"echo '{json.dumps(ceilings)}'")
     program("made-scan", f"echo '{json.dumps(scan)}'")
     program("nvcc", f"[ $1 = --version ] || cp {tools}/made-ceilings $work/ceilings")
-    program("g++", f"cp {tools}/made-scan $work/scan")
+    program("made-encode", f"echo '{json.dumps(encode)}'")
+    program("g++", f'cp {tools}/made-$(basename "$5") "$5"')  # after -o
     program("compute-sanitizer", "echo Device not supported.; exit 1")
     info = {"cuda_build": {"devices": [{"name": "a GPU"}]}}
 
@@ -158,6 +173,7 @@ def test_what_the_suite_writes(machine, tmp_path):
     assert (status, found["ok"], found["peers"]) == (0, True, [])
     assert len(found["scan"]) == 5  # sizes and bits
     assert found["scan"][0]["share_of_bound"] == 0.5
+    assert [row["share_of_bound"] for row in found["encode"]] == [0.5, 0.5]  # sizes
     status, found = suite("--peers", tmp_path)
     assert (status, found["steps"]["compare"]["state"]) == (0, "ok")
     assert found["peers"] == [{"engine": "weft", "set": "s", "recall@10": 0.9}]
