@@ -6,26 +6,27 @@
 #
 #   tools/gpu_suite.sh OUT.json [--tokens N] [--peers WHEELS]
 #
-# N tokens in the largest scan and encoding, 100000000 by default. WHEELS is a folder with those of fast-plaid and xtr-warp-rs for
-# this Python and its torch, and of what they import: then they are compared with weft and with plain torch on sets
-# of 10^6 and 10^7 tokens, which takes a quarter of an hour more; the rows are in OUT.peers.jsonl, which
-# bench/peers/report.py reads. bench/peers/run.py by itself asks more queries, for longer and for more results.
+# N tokens in the largest scan and encoding, 100000000 by default. WHEELS is a folder with those of fast-plaid and
+# xtr-warp-rs for this Python and its torch, and of what they import: then they are compared with weft and with plain
+# torch on sets of 10^6 and 10^7 tokens, which takes a quarter of an hour more; without it weft is timed alone, on 10^6.
+# The rows are in OUT.peers.jsonl, which bench/peers/report.py reads. bench/peers/run.py by itself asks more queries,
+# for longer and for more results.
 #
 # Needs nvcc, cmake, ninja and a Python with weft's build and test requirements (scikit-build-core, pybind11,
 # numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
 # other than 0 if a step failed; a sanitizer that the machine refuses is "unsupported", which is no pass.
 set -uo pipefail
-out='' tokens=100000000 peers='' n_steps=14
+out='' tokens=100000000 peers='' n_steps=15
 while [ $# -gt 0 ]; do
   case "$1" in
     --tokens) tokens=$2 && shift ;;
-    --peers) peers=$(realpath -m "$2") n_steps=15 && shift ;;
+    --peers) peers=$(realpath -m "$2") && shift ;;
     *) out=$(realpath -m "$1") ;;
   esac
   shift
 done
 if [ -z "$out" ]; then
-  sed -n '3,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '3,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -73,16 +74,17 @@ bench_encode() {
   done
 }
 
-# Every engine on the same sets, recall against exact search.
+# Builds and searches of weft, with WHEELS of every engine, on the same sets; recall against exact search.
 compare() {
-  local size sets=()
+  local size sizes=(1000000) engines=weft from=(--weft-python "$(command -v python3)") sets=()
+  [ -z "$peers" ] || sizes+=(10000000) engines+=,torch,fast-plaid,xtr-warp-rs from=(--peers "$peers")
   export PYTHONPATH="$work/site"
-  for size in 1000000 10000000; do
+  for size in "${sizes[@]}"; do
     sets+=("$work/sets/synthetic-$size")
     python3 bench/data.py synthetic "$size" --out "${sets[-1]}" --n-queries 500 || return 1
   done
-  python3 bench/peers/run.py "${sets[@]}" --out "$work/peers" --environments "$work/environments" --peers "$peers" \
-    --device cuda:0 --engines weft,torch,fast-plaid,xtr-warp-rs --queries 500 --k 10 --batches 8,64,256 \
+  python3 bench/peers/run.py "${sets[@]}" --out "$work/peers" --environments "$work/environments" "${from[@]}" \
+    --device cuda:0 --engines "$engines" --queries 500 --k 10 --batches 8,64,256 \
     --threads "$(nproc)" --rounds 2 --seconds 2 --build-limit 600 || return
   cp "$work/peers/rows.jsonl" "${out%.json}.peers.jsonl"
 }
@@ -112,7 +114,7 @@ if step build 300 python3 -m pip install -q --no-build-isolation --no-deps --no-
   for tool in memcheck racecheck synccheck; do
     step "$tool" 240 sanitize "$tool"
   done
-  [ -z "$peers" ] || step compare 2400 compare
+  step compare 2400 compare
 fi
 
 commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)

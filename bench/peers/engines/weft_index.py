@@ -45,7 +45,7 @@ class Adapter(Engine):
             seen.setdefault(stage, time.perf_counter())
 
         index = weft.Index.create(folder, weft.IndexConfig(dim=self.values.shape[1]))
-        with index.writer(threads=self.threads, progress=progress) as writer:
+        with index.writer(device=self.device, threads=self.threads, progress=progress) as writer:
             ids = [str(number) for number in range(len(self.offsets) - 1)]
             writer.add(ids, (self.values, self.offsets))
         tuning = seen["commit"] - seen["truth"] if "truth" in seen else 0.0
