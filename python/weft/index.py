@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.arrays import Embeddings
-from weft.checks import FrozenDict
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     CorruptIndexError,
@@ -19,14 +18,14 @@ from weft.errors import (
     StorageError,
 )
 from weft.lifecycle.additions import held
-from weft.lifecycle.encoder_files import encoder_of, split
+from weft.lifecycle.encoder_files import encoder_of
+from weft.lifecycle.first_generation import publish_first
 from weft.lifecycle.inspection import describe
-from weft.lifecycle.manifest import Manifest, check_generation, generations, load, publish
-from weft.lifecycle.new_files import NewFiles
+from weft.lifecycle.manifest import Manifest, check_generation, generations, load
 from weft.lifecycle.planning import plan_addition
 from weft.lifecycle.repair import repair
 from weft.lifecycle.snapshot import Snapshot
-from weft.lifecycle.storage import Directory, os_errors
+from weft.lifecycle.storage import Directory
 from weft.lifecycle.verification import verify
 from weft.searcher import Searcher
 from weft.sparse_vectors import SparseVectors
@@ -40,15 +39,7 @@ if TYPE_CHECKING:
 
     from weft.lifecycle.health import IndexInfo, Problem, Repair
     from weft.lifecycle.planning import Plan
-    from weft.types import (
-        Alignment,
-        Document,
-        Hits,
-        OperatingPoint,
-        Progress,
-        Scalar,
-        SearchParams,
-    )
+    from weft.types import Alignment, Document, Hits, OperatingPoint, Progress, Scalar, SearchParams
 
 OPEN_ATTEMPTS = 10
 """How often a snapshot is tried again when a writer has removed its files meanwhile."""
@@ -135,20 +126,7 @@ class Index:
                 raise IndexExistsError(
                     f"{folder}: there is something that is not an index; choose another path"
                 )
-        with os_errors("create", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        files = NewFiles(directory)
-        encoder_file = large = None
-        if info is not None:
-            info, large = split(info)
-        if large is not None:
-            encoder_file = files.write_encoder(large)
-            directory.sync_directory()
-        entries = FrozenDict(files.entries)
-        manifest = Manifest(1, config, info, files=entries, encoder_file=encoder_file)
-        publish(directory, manifest)
-        Directory(folder.absolute().parent).sync_directory()
-        return cls(directory, manifest)
+        return cls(directory, publish_first(directory, config, info))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, generation: int | None = None) -> Index:

@@ -42,7 +42,7 @@ PYTHON_LAYERS = [
     {"lifecycle.batches", "searcher"},
     {"lifecycle.compaction", "lifecycle.tombstones", "tuner", "lifecycle.verification"},
     {"lifecycle.additions", "lifecycle.inspection", "lifecycle.new_files", "lifecycle.stored"},
-    {"lifecycle.codec_build"},
+    {"lifecycle.codec_build", "lifecycle.first_generation"},
     {"lifecycle.dense_build"},
     {"lifecycle.builder", "lifecycle.repair"},
     {"writer"},
