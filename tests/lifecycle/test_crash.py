@@ -100,7 +100,7 @@ def change(request, make_index, rng):
     old = (OLD | {*ids, "last", "least"}) - {"d1", "m0"}
     gone, replaced = {"d2", "m1", "m2", "last", "least"}, ["m3", "m4", "d1", "fresh"]
     many = [f"m{i}" for i in range(10, 60)]
-    strange = [f"x{i}" for i in range(30)]
+    strange = [f"x{i}" for i in range(20)]
     scattered = [unit_rows(rng, 6, 8) for _ in strange]  # the codec gets more centroids for these
     twice = [f"t{i}" for i in range(120)]  # another codec is trained for these and all others
 

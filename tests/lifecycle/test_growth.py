@@ -179,6 +179,21 @@ def test_a_token_is_encoded_again_less_than_twice():
         assert n_tokens / 4 < n_again < 2 * n_tokens
 
 
+def test_many_strangers_do_not_wait(make_index, rng):
+    """Long before the index has doubled, once there are a quarter as many as it was trained on."""
+    docs = ragged_docs(rng, 700, 16, shortest=4)
+    index = make_index(docs, dim=16)
+    n_trained = index.info.n_tokens
+    for i in range(2):
+        n = n_trained // 6 // 8
+        index.add([f"other{i}-{j}" for j in range(n)], [unit_rows(rng, 8, 16) for _ in range(n)])
+        again = load(index._directory).codec.n_trained
+        assert again == (n_trained, index.info.n_tokens)[i]
+    assert index.info.drift < 0.1
+    index.add(["more"], [unit_rows(rng, 8, 16)])
+    assert load(index._directory).codec.n_trained == again
+
+
 def test_what_would_be_lost_waits():
     codec = CodecEntry("codec", 16, 16, 2_000, 1_000)
     waits = {(4, "plane"): 2, (4, "f16"): 2, (2, "f16"): 2, (8, None): 2, (4, None): 4}
@@ -186,6 +201,8 @@ def test_what_would_be_lost_waits():
         config = weft.IndexConfig(nbits=nbits, rerank=rerank)
         assert outgrown(config, codec, times * 1_000)
         assert not outgrown(config, codec, times * 1_000 - 1)
+        assert outgrown(config, codec, 1_300, 250) == (times == 2)
+        assert not outgrown(config, codec, 1_300, 249)
     for nbits in (1, 2):
         assert not outgrown(weft.IndexConfig(nbits=nbits, rerank=None), codec, 10**9)
 

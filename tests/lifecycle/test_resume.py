@@ -135,7 +135,7 @@ def growing(request, make_index, unmerged):
     docs = ragged_docs(rng, 400, 16, shortest=6)
     index = make_index(docs[:150], dim=16, texts=[f"text {i}" for i in range(150)])
     if request.param == "grown":
-        docs[150:] = [unit_rows(rng, 8, 16) for _ in range(90)]
+        docs[150:] = [unit_rows(rng, 8, 16) for _ in range(40)]
 
     def add(writer):
         writer.delete(["d7"])

@@ -260,9 +260,10 @@ class Build:
             if trains or given.n_docs > 0:
                 require(retrain=trains and base.codec is not None)
             return trains
-        if given.n_tokens > 0 and outgrown(base.config, base.codec, n_all):
+        n_strange = self._n_strange() if given.n_tokens > 0 else 0
+        if given.n_tokens > 0 and outgrown(base.config, base.codec, n_all, n_strange):
             try:
-                require()
+                require(retrain=not outgrown(base.config, base.codec, n_all))
             except (OutOfMemoryError, StorageError) as error:
                 logger.warning("the index has outgrown its codec, which stays: %s", error)
             else:
@@ -270,6 +271,13 @@ class Build:
         if given.n_docs > 0:
             require(stays=True)
         return False
+
+    def _n_strange(self) -> int:
+        """Count the tokens of segments, and of what is added, that do not fit the codec."""
+        rows = self._spool.rows()[: self._given.n_tokens]
+        parts = [(share_beyond(self._snapshot.codec, rows, self._threads), len(rows))]
+        parts += [(s.drift, s.live("n_tokens")) for s in self._base.segments]
+        return sum(n for drift, n in parts if drift is not None and drift > defaults.drift)
 
     def discard(self) -> None:
         """Remove what was made."""

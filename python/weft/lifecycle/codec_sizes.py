@@ -16,6 +16,7 @@ MAX_COARSE = 65_536
 TOKENS_PER_FINE = 50
 CHILDREN_BY_RULE = 128
 MAX_CHILDREN = 256
+STRANGE_SHARE = 0.25
 
 
 def tree_size(config: IndexConfig, n_tokens: int) -> tuple[int, int]:
@@ -38,15 +39,17 @@ def tree_size(config: IndexConfig, n_tokens: int) -> tuple[int, int]:
     return coarse, min(max(wanted, coarse), CHILDREN_BY_RULE * coarse)
 
 
-def outgrown(config: IndexConfig, codec: CodecEntry, n_tokens: int) -> bool:
+def outgrown(config: IndexConfig, codec: CodecEntry, n_tokens: int, n_strange: int = 0) -> bool:
     """Tell whether a commit that makes it so many tokens trains another codec.
 
     Each time there are a fixed number of times as many tokens as before, so that however long an
-    index lives, what is encoded again is less than twice what it holds. Codes of 4 bits alone lose
-    a little by it, and wait longer; those of 1 and 2 bits would lose too much.
+    index lives, what is encoded again is less than twice what it holds; sooner where many of them
+    are strange, that is came in commits that did not fit the codec. Codes of 4 bits alone lose a
+    little by it, and wait longer; those of 1 and 2 bits would lose too much.
     """
     if config.rerank is not None or config.nbits == 8:
-        return n_tokens >= defaults.retrain_growth * codec.n_trained
+        most = defaults.retrain_growth * codec.n_trained
+        return n_tokens >= most or n_strange >= STRANGE_SHARE * codec.n_trained
     return config.nbits == 4 and n_tokens >= defaults.retrain_growth**2 * codec.n_trained
 
 
