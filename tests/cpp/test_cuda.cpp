@@ -3,133 +3,21 @@
 // The plug-in's host code and kernel bodies through its C interface, under the sanitizers, beside a
 // definition of its own: loops over documents, tokens and dims, and a sort.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "base/half.h"
-#include "base/random.h"
 #include "check.h"
-#include "cuda/abi.h"
+#include "coded.h"
 
 namespace {
 
 using weft::Random;
-
-/// Segments with everything in them that a damaged file may hold, too.
-struct Collection {
-  struct Segment {
-    std::vector<uint64_t> offsets{0};
-    std::vector<uint16_t> parents, steps;
-    std::vector<uint8_t> children, multipliers, codes;
-    std::vector<uint32_t> ranks;
-  };
-  uint32_t nbits, dim;
-  std::vector<int8_t> fine;
-  std::vector<uint32_t> child_offsets{0};
-  std::vector<Segment> segments;
-  std::vector<weft_segment> plain;
-
-  Collection(Random& random, uint32_t bits, uint32_t dims, const std::vector<uint32_t>& n_docs,
-             uint64_t longest)
-      : nbits(bits), dim(dims) {
-    for (uint32_t cell = 0; cell < 5; ++cell) {
-      child_offsets.push_back(child_offsets.back() + 1 + static_cast<uint32_t>(random.below(4)));
-    }
-    for (size_t i = 0; i < size_t{n_fine()} * dim; ++i) {
-      fine.push_back(static_cast<int8_t>(random.below(255)));
-      fine.back() = fine.back() == -128 ? int8_t{0} : fine.back();
-    }
-    uint32_t n_all = 0;
-    for (const uint32_t n : n_docs) {
-      n_all += n;
-    }
-    std::vector<uint32_t> ranks;
-    for (uint32_t rank = 0; rank < n_all; ++rank) {
-      ranks.insert(ranks.begin() + static_cast<ptrdiff_t>(random.below(rank + 1)), rank);
-    }
-    for (const uint32_t n : n_docs) {
-      Segment& s = segments.emplace_back();
-      for (uint32_t doc = 0; doc < n; ++doc) {
-        const uint64_t length = random.below(4) == 0 ? random.below(3) : random.below(longest + 1);
-        s.offsets.push_back(s.offsets.back() + length);
-        s.ranks.push_back(ranks.back());
-        ranks.pop_back();
-      }
-      for (uint64_t t = 0; t < s.offsets.back(); ++t) {
-        const bool damaged = random.below(50) == 0;
-        s.parents.push_back(static_cast<uint16_t>(random.below(damaged ? 65'536 : 5)));
-        const uint64_t cell = std::min<uint64_t>(s.parents.back(), 4);
-        const uint64_t n_children = child_offsets[cell + 1] - child_offsets[cell];
-        s.children.push_back(static_cast<uint8_t>(random.below(damaged ? 256 : n_children)));
-        s.steps.push_back(
-            static_cast<uint16_t>(damaged ? random.next() : 0x2000 + random.below(99)));
-        s.multipliers.push_back(static_cast<uint8_t>(random.next()));
-        for (uint32_t i = 0; i < dim * nbits / 8; ++i) {
-          s.codes.push_back(static_cast<uint8_t>(random.next()));
-        }
-      }
-    }
-    for (const Segment& s : segments) {
-      plain.push_back({.struct_size = sizeof(weft_segment),
-                       .n_docs = static_cast<uint32_t>(s.ranks.size()),
-                       .n_tokens = s.parents.size(),
-                       .offsets = s.offsets.data(),
-                       .parents = s.parents.data(),
-                       .steps = s.steps.data(),
-                       .children = s.children.data(),
-                       .multipliers = s.multipliers.data(),
-                       .codes = s.codes.data(),
-                       .ranks = s.ranks.data()});
-    }
-  }
-
-  uint32_t n_fine() const { return child_offsets.back(); }
-  weft_codec codec() const {
-    return {.struct_size = sizeof(weft_codec),
-            .nbits = nbits,
-            .dim = dim,
-            .n_coarse = 5,
-            .n_fine = n_fine(),
-            .fine = fine.data(),
-            .child_offsets = child_offsets.data(),
-            .multiplier_least = 0.75f,
-            .multiplier_step = 1.0f / 512};
-  }
-
-  /// Level of dim d of token t: see kernels::CodeBlock.
-  int32_t level(const Segment& s, uint64_t t, uint32_t d) const {
-    const uint32_t per_byte = 8 / nbits, quad = d / 4;
-    const uint8_t byte = s.codes[t * (dim * nbits / 8) + 4 * (quad / per_byte) + d % 4];
-    return byte >> (nbits * (quad % per_byte)) & ((1 << nbits) - 1);
-  }
-
-  float score(const Segment& s, uint32_t doc, const weft_query& query) const {
-    float sum = 0.0f;
-    for (uint32_t i = 0; i < query.n_tokens; ++i) {
-      const int8_t* row = query.rows + size_t{i} * dim;
-      float best = -std::numeric_limits<float>::infinity();
-      for (uint64_t t = s.offsets[doc]; t < s.offsets[doc + 1]; ++t) {
-        const uint32_t of = child_offsets[std::min<uint32_t>(s.parents[t], 5)] + s.children[t];
-        int32_t residual = 0, base = 0;
-        for (uint32_t d = 0; d < dim; ++d) {
-          residual += row[d] * (2 * level(s, t, d) - ((1 << nbits) - 1));
-          base += of < n_fine() ? row[d] * fine[size_t{of} * dim + d] : 0;
-        }
-        base = of < n_fine() ? base >> query.base_shift : INT16_MIN;
-        const float m = 0.75f + static_cast<float>(s.multipliers[t]) / 512;
-        const float from_base = m * query.base_unit * static_cast<float>(base);
-        const float scale = weft::half_to_float(s.steps[t]) * (m * query.code_unit);
-        const float similarity = std::fma(scale, static_cast<float>(residual), from_base);
-        best = similarity > best ? similarity : best;
-      }
-      sum += best;
-    }
-    return sum;
-  }
-};
+using weft::test::Collection;
+using weft::test::kDevices;
+using weft::test::Loaded;
+using weft::test::Queries;
 
 struct Best {
   float score;
@@ -160,44 +48,6 @@ std::vector<Best> best_of(const Collection& all, const weft_query& query,
   found.resize(std::min(found.size(), k));
   return found;
 }
-
-struct Queries {
-  std::vector<std::vector<int8_t>> rows;
-  std::vector<weft_query> plain;
-
-  Queries(Random& random, uint32_t dim, const std::vector<uint32_t>& lengths, int widest) {
-    for (const uint32_t n : lengths) {
-      auto& of = rows.emplace_back(size_t{n} * dim);
-      for (int8_t& value : of) {
-        value = static_cast<int8_t>(
-            static_cast<int>(random.below(static_cast<uint64_t>(2 * widest + 1))) - widest);
-      }
-      plain.push_back({.struct_size = sizeof(weft_query),
-                       .n_tokens = n,
-                       .rows = of.data(),
-                       .base_shift = 3,
-                       .base_unit = 0.00125f,
-                       .code_unit = 0.0037f});
-    }
-  }
-};
-
-struct Loaded {
-  const weft_backend& backend = *weft_backend_v1();
-  weft_resident* resident = nullptr;
-  weft_error error{};
-
-  Loaded(int device, const Collection& all) {
-    const weft_codec codec = all.codec();
-    CHECK(backend.load(device, &codec, all.plain.data(), static_cast<uint32_t>(all.plain.size()),
-                       &resident, &error) == 0);
-  }
-  ~Loaded() { backend.unload(resident); }
-  Loaded(const Loaded&) = delete;
-  Loaded& operator=(const Loaded&) = delete;
-};
-
-constexpr int kDevices = 3;  // orders of threads
 
 /// The same from every device as by the definition.
 void compare(const Collection& all, const Queries& queries, const std::vector<uint64_t>& allow,

@@ -12,7 +12,8 @@ def programs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_base", "test_build", "test_container", "test_cuda", "test_parallel"]
+    "name",
+    ["test_base", "test_build", "test_container", "test_cuda", "test_parallel", "test_pruned"],
 )
 def test_program(programs, name):
     run(programs / name)
