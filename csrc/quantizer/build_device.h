@@ -2,7 +2,7 @@
 //
 // The seam for building on something else than the CPU: the two things that take most of a build's time,
 // rows to nearest centroids and tokens to codes. Defined in cuda/builder.cpp, over the plug-in that is opened
-// when a device is first asked for (docs/adr/0004, 0030).
+// when a device is first asked for (docs/adr/0004, 0029).
 #pragma once
 
 #include <cstdint>
