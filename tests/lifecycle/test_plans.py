@@ -94,12 +94,12 @@ def test_an_addition_that_trains_counts_what_is_there(make_index, rng, fields):
 @pytest.mark.usefixtures("early", "unmerged")
 def test_an_addition_that_grows_the_codec(make_index, rng):
     index = make_index(config=weft.IndexConfig(dim=32))
-    docs = ragged_docs(rng, 4_000, 32, longest=1)
+    docs = ragged_docs(rng, 1_800, 32, longest=1)
     index.add([f"{i}" for i in range(1_000)], docs[:1_000])
-    planned = index.plan(n_docs=3_000, n_tokens=3_000)
-    assert (planned.n_docs, planned.n_tokens) == (3_000, 3_000)
+    planned = index.plan(n_docs=800, n_tokens=800)
+    assert (planned.n_docs, planned.n_tokens) == (800, 800)
     before = {path.name for path in index.path.glob("*.weft")}
-    index.add([f"{i}" for i in range(1_000, 4_000)], docs[1_000:])
+    index.add([f"{i}" for i in range(1_000, 1_800)], docs[1_000:])
     assert (
         index.info.n_fine == planned.n_fine > weft.Index.open(index.path, generation=2).info.n_fine
     )
