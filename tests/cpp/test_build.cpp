@@ -360,6 +360,16 @@ void test_codes() {
   compare_codes(Codec(random, 4'097, 4, 5, 3, 20), halves(random, size_t{3} * 4'097), 2, true);
 }
 
+void test_equal_children() {
+  Random random(6, 0);
+  Codec codec(random, 40, 4, 6, 40, 60);
+  for (size_t i = 0; i < codec.fine.size(); ++i) {
+    codec.fine[i] = codec.fine[i % (size_t{3} * codec.table.dim)];
+  }
+  std::fill(codec.fine_bias.begin(), codec.fine_bias.end(), 0);
+  compare_codes(codec, halves(random, size_t{50} * 40), 50, false);
+}
+
 void test_a_row_that_is_its_centroid() {
   Random random(4, 0);
   Codec codec(random, 32, 4, 1, 1, 1);
@@ -410,6 +420,7 @@ int main() {
   test_labels();
   test_extreme_values_do_not_overflow();
   test_codes();
+  test_equal_children();
   test_a_row_that_is_its_centroid();
   test_errors();
   return CHECK_RESULT;
