@@ -9,12 +9,15 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/buffer.h"
 #include "base/error.h"
 #include "kernels/dispatch.h"
+#include "quantizer/packing.h"
 
 namespace weft::bindings {
 
@@ -304,6 +307,32 @@ py::tuple score_codes(std::string_view isa, const Array<int8_t>& data, const Arr
   return py::make_tuple(best, scores);
 }
 
+/// Scores f32 [n] of all tokens; base: s16 [n_base, 16]. The row is laid out here.
+Array<float> score_row(std::string_view isa, const Array<int8_t>& x, const Array<uint8_t>& codes,
+                       const Array<int16_t>& base, const Array<uint32_t>& base_rows,
+                       const Array<float>& base_scale, const Array<float>& code_scale,
+                       int32_t middle, unsigned nbits, size_t repeat) {
+  const size_t n = count(base_rows), dim = count(x), n_base = extent(base, 0);
+  require(nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8, "nbits: expected 1, 2, 4 or 8");
+  require(dim % 32 == 0 && dim <= 4128 && count(codes) == n * dim * nbits / 8 &&
+              extent(base, 1) == kLanes && count(base_scale) == n && count(code_scale) == n,
+          "score_row: shapes do not match");
+  require(std::all_of(base_rows.data(), base_rows.data() + n,
+                      [&](uint32_t row) { return row < n_base; }),
+          "base_rows: past the last row of base");
+  weft::AlignedBuffer<int8_t> planes(weft::planes_size(dim, nbits));
+  weft::code_row(x.data(), dim, nbits, planes.data());
+  const kernels::CodeRow row{planes.data(), std::accumulate(x.data(), x.data() + dim, 0), dim};
+  const kernels::CodeBlock block{
+      codes.data(), base.data(), base_rows.data(), base_scale.data(), code_scale.data(), middle,
+      nbits,        n,           nullptr};
+  auto scores = filled<float>({n}, 0.0f);
+  float* out = scores.mutable_data();
+  const auto entry = table(isa).score_row;
+  times(repeat, [&] { entry(row, block, out); });
+  return scores;
+}
+
 /// data: f32 [groups, dim, 16]; rows: f32 [n, stride], of which the first dim columns count.
 Array<float> maxsim_rows(std::string_view isa, const Array<float>& data, const Array<float>& rows,
                          size_t repeat) {
@@ -400,6 +429,8 @@ void bind_kernels(py::module_& module) {
   m.def("score_codes", score_codes, isa, a("tile"), a("sums"), a("codes"), a("base"),
         a("base_rows"), a("base_scale"), a("code_scale"), py::arg("middle"), py::arg("nbits"),
         a("ranges"), a("tokens"), py::arg("keep") = true, repeat);
+  m.def("score_row", score_row, isa, a("x"), a("codes"), a("base"), a("base_rows"), a("base_scale"),
+        a("code_scale"), py::arg("middle"), py::arg("nbits"), repeat);
   m.def("maxsim_rows", maxsim_rows, isa, a("tile"), a("rows"), repeat);
   m.def("quantize_row", quantize_row, isa, a("rows"), a("factors"), py::arg("middle"), repeat);
   m.def("to_int8", to_int8, isa, a("row"), py::arg("scale"), repeat);

@@ -305,6 +305,7 @@ void bind_search(py::module_& module) {
            }),
            py::arg("segments"), py::arg("codec").none(true), py::arg("threads") = 0,
            py::arg("deleted") = py::none(), py::arg("device") = "cpu")
+      .def_property_readonly("threads", &Searcher::threads)
       .def_property_readonly("device",
                              [](const Searcher& searcher) {
                                return searcher.resident() == nullptr

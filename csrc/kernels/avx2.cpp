@@ -111,6 +111,36 @@ WEFT_INLINE unsigned at_least(Ints a, Ints b) {
   return static_cast<unsigned>(~below & 0xffff);
 }
 
+WEFT_INLINE int32_t sum(Ints a) { return sum_of(_mm256_add_epi32(a.lo, a.hi)); }
+/// Half of code_dot(): 32 bytes. Slots add up to 8 * 2 * 127, 4 * 6 * 127 or 2 * 30 * 127 at most; a byte's
+/// two nibbles are widened apart.
+template <unsigned kBits>
+WEFT_INLINE __m256i half_code_dot(__m256i sums, const uint8_t* codes, const int8_t* planes) {
+  constexpr unsigned kPart = kBits == 8 ? 4 : kBits;
+  const __m256i bytes = load256(codes);
+  const __m256i mask = _mm256_set1_epi8((1 << kPart) - 1);
+  __m256i pairs = _mm256_setzero_si256();
+  _Pragma("GCC unroll 8") for (unsigned slot = 0; slot < 8 / kPart; ++slot) {
+    const __m256i levels =
+        _mm256_and_si256(_mm256_srli_epi16(bytes, static_cast<int>(kPart * slot)), mask);
+    const __m256i x = load256(planes + (kBits == 8 ? 0 : 64 * slot));
+    const __m256i products = _mm256_maddubs_epi16(levels, x);
+    if (kBits == 8) {
+      const __m256i weight = _mm256_set1_epi16(slot == 0 ? 1 : 16);
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(products, weight));
+    } else {
+      pairs = _mm256_add_epi16(pairs, products);
+    }
+  }
+  if (kBits == 8) return sums;
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <unsigned kBits>
+WEFT_INLINE Ints code_dot(Ints sums, const uint8_t* codes, const int8_t* planes) {
+  return {half_code_dot<kBits>(sums.lo, codes, planes),
+          half_code_dot<kBits>(sums.hi, codes + 32, planes + 32)};
+}
+
 WEFT_INLINE Floats load_floats(const float* p) {
   return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }

@@ -56,6 +56,17 @@ WEFT_INLINE Ints shift_right(Ints a, unsigned n) {
   return _mm512_sra_epi32(a, _mm_cvtsi32_si128(static_cast<int>(n)));
 }
 WEFT_INLINE unsigned at_least(Ints a, Ints b) { return _mm512_cmpge_epi32_mask(a, b); }
+WEFT_INLINE int32_t sum(Ints a) { return _mm512_reduce_add_epi32(a); }
+template <unsigned kBits>
+WEFT_INLINE Ints code_dot(Ints sums, const uint8_t* codes, const int8_t* planes) {
+  const __m512i bytes = _mm512_loadu_si512(codes);
+  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1u << kBits) - 1));
+  _Pragma("GCC unroll 8") for (unsigned slot = 0; slot < 8 / kBits; ++slot) {
+    const __m512i levels = _mm512_and_si512(_mm512_srli_epi16(bytes, kBits * slot), mask);
+    sums = _mm512_dpbusd_epi32(sums, levels, _mm512_load_si512(planes + 64 * slot));
+  }
+  return sums;
+}
 
 WEFT_INLINE Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 WEFT_INLINE Floats load_halves(const uint16_t* p) {

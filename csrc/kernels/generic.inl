@@ -11,6 +11,8 @@
 //   Ints     16 x s32   load_ints load_shorts store store_shorts store_bytes (the two narrow ones
 //                       truncate) fill add sub mul both larger smaller shift_right (arithmetic)
 //                       at_least (bit mask) dot(sum, Quads, Word) byte_dot (see row_dots)
+//                       sum code_dot<nbits> (adds the products of 64 bytes of codes and their planes,
+//                       in whichever lanes)
 //   Floats   16 x f32   load_floats load_halves store store_halves fill add sub mul fma(a, b, c)
 //                       larger smaller round to_ints to_floats sum (by halving)
 //   Bytes    16 x u8    load_bytes store_bytes larger sum any_at_least (0 or not)
@@ -331,6 +333,7 @@ constexpr Kernels table_named(const char* name) {
           .histogram = histogram,
           .collect = collect,
           .score_codes = score_codes<Wide, Narrow>,
+          .score_row = score_row,
           .maxsim_rows = maxsim_rows,
           .quantize_row = quantize_row,
           .to_int8 = to_int8,

@@ -60,6 +60,15 @@ struct CodeBlock {
   const uint32_t* tokens;
 };
 
+/// One row, laid out as codes are: code_row() in quantizer/packing.h makes it.
+struct CodeRow {
+  /// [ceil(dim * nbits / 512)][8 / nbits][64]: for 64 bytes of codes and each of their slots the elements
+  /// that these stand for; zeros past the last. 64-byte aligned.
+  const int8_t* planes;
+  int32_t sum;  ///< over dim
+  size_t dim;
+};
+
 /// u8 scores of centroids: a row of `groups * 16` bytes per centroid.
 struct ScoreTable {
   const uint8_t* rows;    ///< the table has 255 rows of slack behind the last one
@@ -124,6 +133,10 @@ struct Kernels {
   /// over the block's tokens, where dot = sum_d tile[l][d] * code[t][d]. What the maximum is taken of
   /// also goes to scores[place][lane], unless `scores` is null.
   void (*score_codes)(const ByteTile& tile, const CodeBlock& block, float* best, float* scores);
+
+  /// scores[t] = what score_codes() gives a lane that holds this row, bit for bit, for the first n tokens:
+  /// `block.tokens` is null. Of each row of `block.base`, which has 16 lanes, the first counts.
+  void (*score_row)(const CodeRow& row, const CodeBlock& block, float* scores);
 
   /// best[l] = max(best[l], s) over rows, s = sum over d ascending of fma(tile[l][d], row[d], s)
   /// from 0.

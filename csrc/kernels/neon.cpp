@@ -108,6 +108,31 @@ WEFT_INLINE unsigned at_least(const Ints& a, const Ints& b) {
   return mask;
 }
 
+WEFT_INLINE int32_t sum(const Ints& a) {
+  return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
+}
+/// SDOT takes a code for signed: a byte goes as two nibbles.
+template <unsigned kBits>
+WEFT_INLINE Ints code_dot(const Ints& sums, const uint8_t* codes, const int8_t* planes) {
+  constexpr unsigned kPart = kBits == 8 ? 4 : kBits;
+  const uint8x16_t mask = vdupq_n_u8((1 << kPart) - 1);
+  return each<Ints>([&](int i) {
+    const uint8x16_t bytes = vld1q_u8(codes + 16 * i);
+    int32x4_t total = sums.v[i];
+    _Pragma("GCC unroll 8") for (unsigned slot = 0; slot < 8 / kPart; ++slot) {
+      const int8x16_t right = vdupq_n_s8(static_cast<int8_t>(-static_cast<int>(kPart * slot)));
+      const int8x16_t levels = vreinterpretq_s8_u8(vandq_u8(vshlq_u8(bytes, right), mask));
+      const int8x16_t x = vld1q_s8(planes + 16 * i + (kBits == 8 ? 0 : 64 * slot));
+      if (kBits == 8 && slot == 1) {
+        total = vaddq_s32(total, vshlq_n_s32(vdotq_s32(vdupq_n_s32(0), levels, x), 4));
+      } else {
+        total = vdotq_s32(total, levels, x);
+      }
+    }
+    return total;
+  });
+}
+
 WEFT_INLINE Floats load_floats(const float* p) {
   return each<Floats>([&](int i) { return vld1q_f32(p + 4 * i); });
 }

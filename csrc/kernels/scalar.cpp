@@ -100,6 +100,25 @@ WEFT_INLINE unsigned at_least(const Ints& a, const Ints& b) {
   return mask;
 }
 
+WEFT_INLINE int32_t sum(const Ints& a) {
+  int32_t total = 0;
+  for (const int32_t lane : a.v) total += lane;
+  return total;
+}
+template <unsigned kBits>
+WEFT_INLINE Ints code_dot(const Ints& sums, const uint8_t* codes, const int8_t* planes) {
+  constexpr int kMask = (1 << kBits) - 1;
+  return each<Ints>([&](size_t i) {
+    int32_t lane = sums.v[i];
+    for (size_t j = 4 * i; j < 4 * i + 4; ++j) {
+      for (size_t slot = 0; slot < 8 / kBits; ++slot) {
+        lane += (codes[j] >> (kBits * slot) & kMask) * planes[64 * slot + j];
+      }
+    }
+    return lane;
+  });
+}
+
 WEFT_INLINE Floats load_floats(const float* p) {
   return each<Floats>([&](size_t i) { return p[i]; });
 }

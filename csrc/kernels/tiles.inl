@@ -331,3 +331,45 @@ void score_codes(const ByteTile& tile, const CodeBlock& block, float* best, floa
       return score_rows<Dots, ByteRows<WideRow>>(tile, block, best, scores);
   }
 }
+
+/// The codes of one token against a row.
+template <unsigned kBits>
+WEFT_INLINE int32_t code_row_dot(const CodeRow& row, const uint8_t* codes, size_t width) {
+  constexpr size_t kBytes = 64;
+  constexpr size_t kPlanes = 8 / kBits;
+  Ints sums = fill(0);
+  size_t i = 0;
+  for (; i + kBytes <= width; i += kBytes) {
+    sums = code_dot<kBits>(sums, codes + i, row.planes + i * kPlanes);
+  }
+  if (i < width) {
+    alignas(64) uint8_t rest[kBytes] = {};
+    __builtin_memcpy(rest, codes + i, width - i);
+    sums = code_dot<kBits>(sums, rest, row.planes + i * kPlanes);
+  }
+  return sum(sums);
+}
+
+template <unsigned kBits>
+WEFT_INLINE void score_row_of(const CodeRow& row, const CodeBlock& block, float* scores) {
+  const size_t width = row.dim * kBits / 8;
+  for (size_t t = 0; t < block.n; ++t) {
+    const int32_t dot = code_row_dot<kBits>(row, block.codes + t * width, width);
+    const auto residual = static_cast<float>(2 * dot - block.middle * row.sum);
+    const float start = block.base_scale[t] * static_cast<float>(*base_row(block, t, kLanes));
+    scores[t] = __builtin_fmaf(block.code_scale[t], residual, start);
+  }
+}
+
+void score_row(const CodeRow& row, const CodeBlock& block, float* scores) {
+  switch (block.nbits) {
+    case 1:
+      return score_row_of<1>(row, block, scores);
+    case 2:
+      return score_row_of<2>(row, block, scores);
+    case 4:
+      return score_row_of<4>(row, block, scores);
+    default:
+      return score_row_of<8>(row, block, scores);
+  }
+}

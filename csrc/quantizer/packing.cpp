@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quantizer/packing.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace weft {
@@ -67,6 +68,16 @@ void unpack(const uint8_t* codes, size_t dim, unsigned nbits, uint8_t* levels) {
       return unpack_levels<4>(codes, dim, levels);
     default:
       std::memcpy(levels, codes, dim);
+  }
+}
+
+void code_row(const int8_t* row, size_t dim, unsigned nbits, int8_t* planes) {
+  const size_t n_slots = 8 / nbits;
+  std::fill_n(planes, planes_size(dim, nbits), int8_t{0});
+  for (size_t d = 0; d < dim; d += 4) {
+    const size_t slot = d / 4 % n_slots;
+    const size_t byte = d / (4 * n_slots) * 4;
+    std::memcpy(planes + (byte / 64 * n_slots + slot) * 64 + byte % 64, row + d, 4);
   }
 }
 

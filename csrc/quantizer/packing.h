@@ -15,6 +15,13 @@ namespace weft {
 void pack(const uint8_t* levels, size_t dim, unsigned nbits, uint8_t* codes);
 void unpack(const uint8_t* codes, size_t dim, unsigned nbits, uint8_t* levels);
 
+/// A row of int8 as kernels::CodeRow has it for codes of `nbits`: the element of every level, at the place of
+/// that level among the codes. planes: room for planes_size(dim, nbits), 64-byte aligned.
+void code_row(const int8_t* row, size_t dim, unsigned nbits, int8_t* planes);
+constexpr size_t planes_size(size_t dim, unsigned nbits) {
+  return (dim * nbits / 8 + 63) / 64 * 64 * (8 / nbits);
+}
+
 /// The second plane has a step kPlaneRatio times smaller; merged levels are ratio * upper + lower,
 /// at most kPlaneMiddle = twice their middle.
 inline constexpr int kPlaneRatio = 12;

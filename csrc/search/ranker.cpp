@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "search/interact.h"
+#include "search/scan.h"
 
 namespace weft {
 
@@ -126,6 +127,17 @@ void Ranker::refine(std::vector<Candidate>& candidates, size_t keep, bool rerank
   });
 }
 
+void Ranker::scan(std::span<const BitmapView> matching, std::vector<Candidate>& candidates,
+                  size_t keep) {
+  base_.learn_all(threads_);
+  scored_.clear();
+  for (const auto& [ref, score] :
+       weft::scan(segments_, query_, base_, matching, keep, threads_, poll_)) {
+    scored_.push_back({score, ref, 0});
+  }
+  keep_best(candidates, keep);
+}
+
 void Ranker::rerank(std::vector<Candidate>& candidates, size_t keep, bool refined) {
   if (!refined) {
     learn(candidates, {});
@@ -138,6 +150,20 @@ void Ranker::rerank(std::vector<Candidate>& candidates, size_t keep, bool refine
                ? scorer_.score_reached(segment, ref.doc, form, scratch_.reached[row], scratch)
                : scorer_.score(segment, ref.doc, form, scratch);
   });
+}
+
+void Ranker::score(std::span<const Candidate> candidates, std::span<float> scores) {
+  learn(candidates, {});
+  parallel_for(
+      candidates.size(), threads_,
+      [&](size_t begin, size_t end, size_t worker) {
+        for (size_t i = begin; i < end; ++i) {
+          const DocRef ref = candidates[i].ref;
+          const Segment& segment = *segments_[ref.segment];
+          scores[i] = scorer_.score(segment, ref.doc, best_scorer(segment), scratch_.score[worker]);
+        }
+      },
+      kDocsAtOnce, poll_);
 }
 
 }  // namespace weft

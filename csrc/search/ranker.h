@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "base/bitmap.h"
 #include "base/buffer.h"
 #include "index/segment.h"
 #include "search/base_scores.h"
@@ -52,8 +53,13 @@ class Ranker {
   void skim(std::vector<Candidate>& candidates, size_t keep);
   /// By all codes. `rerank_follows`: also notes what the better form has to be read of.
   void refine(std::vector<Candidate>& candidates, size_t keep, bool rerank_follows);
+  /// What refine() does of all documents of `matching`, one bitmap per segment, where scan() can do it.
+  void scan(std::span<const BitmapView> matching, std::vector<Candidate>& candidates, size_t keep);
   /// By the best form stored. `refined`: candidates come from a refine that knew of this.
   void rerank(std::vector<Candidate>& candidates, size_t keep, bool refined);
+
+  /// The scores of documents from the best form stored, in their order; keeps none.
+  void score(std::span<const Candidate> candidates, std::span<float> scores);
 
   /// What the last stage kept, best first.
   std::span<const Scored> best() const noexcept { return scored_; }

@@ -20,6 +20,10 @@ constexpr double kSkimCost = 10.0;
 constexpr double kRefineCost = 27.0;
 constexpr double kScanCost = 22.0;
 constexpr double kCentroidCost = 22.0;
+// Documents of one token, for a query of one: 128 dims of each where all are scanned, and one scored on
+// its own, whose codes are little of the work.
+constexpr double kRowCost = 5.0;
+constexpr double kLoneCost = 300.0;
 
 std::vector<Candidate> every_document(std::span<const BitmapView> matching, uint64_t n_matching) {
   std::vector<Candidate> all;
@@ -72,6 +76,7 @@ void Searcher::add_segment(const Segment& segment, BitmapView deleted) {
     if (segment.length(doc) > 0 && (deleted.words == nullptr || !deleted.test(doc))) {
       words[doc / 64] |= uint64_t{1} << (doc % 64);
       n_tokens_ += segment.length(doc);
+      longest_doc_ = std::max(longest_doc_, segment.length(doc));
     }
   }
   const auto offsets = segment.list_offsets();
@@ -94,6 +99,18 @@ void Searcher::require_doc(uint32_t segment, uint32_t doc) const {
                ErrorCode::invalid_argument, "no document ", doc, " in segment ", segment);
 }
 
+bool Searcher::rows_alone(const PreparedQuery& query) const noexcept {
+  return codec_ != nullptr && query.n_tokens == 1 && longest_doc_ == 1;
+}
+
+bool Searcher::scan_is_cheaper(uint64_t n_matching) const noexcept {
+  return scan_cost() <= static_cast<double>(n_matching) * kLoneCost;
+}
+
+double Searcher::scan_cost() const noexcept {
+  return static_cast<double>(n_docs_ * codec_->padded_dim()) / 128.0 * kRowCost;
+}
+
 bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                                      uint64_t n_matching) const {
   const auto n_docs = static_cast<double>(n_matching);
@@ -108,6 +125,9 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
   const double candidates = std::min<double>(params.ncandidates, n_docs);
   const double skimmed = std::min<double>(params.nskim, n_docs);
   const double refined = std::min<double>(params.nrefine, n_docs);
+  const auto of_each = [&](double n, double token_cost) {
+    return n * (rows_alone(query) ? kLoneCost : length * token_cost * width);
+  };
   // A filter makes probe read on, at most all that the opened cells hold.
   const double survivors = std::min(params.budget, params.ncandidates);
   const double readable = opened / codec_->n_coarse() * static_cast<double>(n_tokens_);
@@ -115,11 +135,11 @@ bool Searcher::exhaustive_is_cheaper(const PreparedQuery& query, const SearchPar
       params.budget, std::min(survivors * static_cast<double>(n_matching_) / n_docs, readable));
   const double pruned = centroids * kCentroidCost * width + postings * kPostingCost +
                         static_cast<double>(n_docs_) * 0.1 + candidates * length * kInteractCost +
-                        skimmed * length * kSkimCost * width +
-                        refined * length * kRefineCost * width;
-  const double scanned = n_docs * length;
-  const double exhaustive = std::min<double>(codec_->n_fine(), scanned) * kCentroidCost * width +
-                            scanned * kScanCost * width;
+                        of_each(skimmed, kSkimCost) + of_each(refined, kRefineCost);
+  const double scanned =
+      rows_alone(query) && scan_is_cheaper(n_matching) ? scan_cost() : of_each(n_docs, kScanCost);
+  const double exhaustive =
+      std::min<double>(codec_->n_fine(), n_docs * length) * kCentroidCost * width + scanned;
   return exhaustive <= pruned;
 }
 
@@ -205,9 +225,14 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
       }
     }
   }
+  const bool scans = found.exhaustive && rows_alone(prepared) &&
+                     scan_is_cheaper(found.n_matching) &&
+                     std::max<size_t>(rerank_count(params, found.n_matching), k) < found.n_matching;
   if (found.exhaustive) {
-    candidates = every_document(matches, found.n_matching);
-    found.n_candidates = candidates.size();
+    found.n_candidates = found.n_matching;
+    if (!scans) {
+      candidates = every_document(matches, found.n_matching);
+    }
   }
 
   // A pruned search notes in refine what the rerank has to read; an exhaustive one would have to for every
@@ -221,9 +246,14 @@ Found Searcher::search_with(MatrixView<const float> query, uint32_t k, const Sea
       trace->skimmed.assign(ranker.best().begin(), ranker.best().end());
     }
   }
-  const size_t n_rerank = rerank_count(params, candidates.size());
-  const bool refines = codec_ != nullptr && n_rerank < candidates.size();
-  if (refines) {
+  const size_t n_rerank =
+      rerank_count(params, scans ? static_cast<size_t>(found.n_matching) : candidates.size());
+  const bool refines = scans || (codec_ != nullptr && n_rerank < candidates.size());
+  if (scans) {
+    found.n_refined = found.n_matching;
+    ranker.scan(matches, candidates, std::max<size_t>(n_rerank, k));
+    clock.finished(Stage::refine);
+  } else if (refines) {
     found.n_refined = candidates.size();
     ranker.refine(candidates, std::max<size_t>(n_rerank, k), n_rerank > 0 && !found.exhaustive);
     clock.finished(Stage::refine);
@@ -293,13 +323,24 @@ void Searcher::with_scorer(
 
 void Searcher::score(MatrixView<const float> query, uint32_t segment,
                      std::span<const uint32_t> docs, std::span<float> scores) const {
-  with_scorer(query, [&](const DocumentScorer& scorer, ScoreScratch& scratch) {
-    for (size_t i = 0; i < docs.size(); ++i) {
-      require_doc(segment, docs[i]);
-      const Segment& of = *segments_[segment];
-      scores[i] = scorer.score(of, docs[i], best_scorer(of), scratch);
-    }
-  });
+  require_query(query);
+  std::vector<Candidate> candidates;
+  for (const uint32_t doc : docs) {
+    require_doc(segment, doc);
+    candidates.push_back({{segment, doc}, 0});
+  }
+  const Lease lease(*this);
+  Scratch& scratch = *lease;
+  const PreparedQuery prepared(query, codec_.get());
+  if (codec_ != nullptr) {
+    scratch.base.start(prepared, *codec_);
+  }
+  if (scratch.rank.score.size() < threads_) {
+    scratch.rank.score.resize(threads_);
+  }
+  const std::function<bool()> poll;  // the ranker refers to it
+  Ranker ranker(segments_, prepared, scratch.probe, scratch.base, scratch.rank, threads_, poll);
+  ranker.score(candidates, scores);
 }
 
 void Searcher::align(MatrixView<const float> query, uint32_t segment, uint32_t doc,

@@ -86,6 +86,7 @@ class Searcher {
   uint64_t token_count() const noexcept { return n_tokens_; }
   uint64_t doc_count() const noexcept { return n_docs_; }
   size_t dim() const noexcept { return dim_; }
+  size_t threads() const noexcept { return threads_; }
   /// Null where the CPU searches.
   const Resident* resident() const noexcept { return resident_.get(); }
 
@@ -107,6 +108,11 @@ class Searcher {
   /// Prepares the query and lends a scorer of single documents to `use`.
   void with_scorer(MatrixView<const float> query,
                    const std::function<void(const DocumentScorer&, ScoreScratch&)>& use) const;
+  /// Whether scan() can answer: a query of one token, no document with more.
+  bool rows_alone(const PreparedQuery& query) const noexcept;
+  /// Whether that costs no more than scoring so many documents one by one.
+  bool scan_is_cheaper(uint64_t n_matching) const noexcept;
+  double scan_cost() const noexcept;
   bool exhaustive_is_cheaper(const PreparedQuery& query, const SearchParams& params,
                              uint64_t n_matching) const;
   /// One bitmap per segment of the documents that this search may return.
@@ -123,6 +129,7 @@ class Searcher {
   uint64_t n_docs_ = 0;      ///< ordinals, deleted and empty documents included
   uint64_t n_matching_ = 0;  ///< documents neither deleted nor empty
   uint64_t n_tokens_ = 0;    ///< of those
+  size_t longest_doc_ = 0;   ///< its tokens
   bool any_deleted_ = false;
   std::vector<std::vector<uint64_t>> matching_words_;  ///< of the documents in n_matching_
   std::vector<BitmapView> matching_;

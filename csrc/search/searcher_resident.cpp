@@ -114,7 +114,9 @@ std::vector<Found> Searcher::search_resident(RaggedView<const float> queries, ui
     }
     std::ranges::sort(candidates, {}, &Candidate::ref);
     one.n_reranked = candidates.size();
-    Ranker ranker(segments_, *prepared[i], scratch.probe, scratch.base, scratch.rank, threads, {});
+    const std::function<bool()> no_poll;  // the ranker refers to it
+    Ranker ranker(segments_, *prepared[i], scratch.probe, scratch.base, scratch.rank, threads,
+                  no_poll);
     ranker.rerank(candidates, k, false);
     one.docs.clear();
     one.scores.clear();

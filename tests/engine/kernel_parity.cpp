@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "quantizer/packing.h"
 
 namespace {
 
@@ -134,6 +135,19 @@ void compare_tiles(const Kernels& table, Random& random, size_t groups, size_t d
         k.score_codes(tile, given, best.data(), scores.data());
         Output out;
         out.add(best);
+        out.add(scores);
+        return out;
+      });
+    }
+    if (groups == 1) {  // of base rows, too
+      std::vector<int8_t> planes(weft::planes_size(dim, nbits) + 64);
+      int8_t* const aligned =
+          planes.data() + (64 - reinterpret_cast<uintptr_t>(planes.data()) % 64);
+      weft::code_row(data.data(), dim, nbits, aligned);
+      compare(table, "score_row", [&](const Kernels& k) {
+        std::vector<float> scores(n);
+        k.score_row({aligned, 1234, dim}, block, scores.data());
+        Output out;
         out.add(scores);
         return out;
       });

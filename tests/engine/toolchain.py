@@ -52,7 +52,8 @@ def build_parity(compiler: str, isas: list[str], folder: Path, *extra: str) -> P
     level = {"scalar": ["-O1"]}
     objects = [compile_kernels(compiler, isa, folder, *level.get(isa, []), *extra) for isa in isas]
     target = folder / "parity"
-    sources = [ROOT / "csrc/kernels/dispatch.cpp", Path(__file__).with_name("kernel_parity.cpp")]
+    sources = [ROOT / "csrc" / name for name in ("kernels/dispatch.cpp", "quantizer/packing.cpp")]
+    sources.append(Path(__file__).with_name("kernel_parity.cpp"))
     flags = [*COMMON, "-O1", f"-I{ROOT / 'csrc'}", *extra]
     run(compiler, *flags, *sources, *objects, "-o", target)
     return target

@@ -13,7 +13,8 @@ CPP_LAYERS = ["base", "kernels", "quantizer", "index", "search", "cuda", "bindin
 
 # Inside search, as far as its parts know each other.
 SEARCH_LAYERS = ["params", "query", "exact", "base_scores", "probe", "gather", "interact"]
-SEARCH_LAYERS += ["refine", "backend", "ranker", "truth", "searcher", "searcher_resident"]
+SEARCH_LAYERS += ["refine", "backend", "scan", "ranker", "truth", "searcher"]
+SEARCH_LAYERS += ["searcher_resident"]
 
 PYTHON_LAYERS = [
     {"errors"},
