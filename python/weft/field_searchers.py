@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from weft.sparse_vectors import SparseVectors
 
 
+GROUP = 64
+"""Documents in a group of those that are looked at when the best are sought."""
+
+
 class RowSearcher(Protocol):
     """A `Searcher` of documents of one token."""
 
@@ -65,6 +69,9 @@ class RowSearcher(Protocol):
 
     def scores_are_exact(self, hits: Hits) -> bool:
         """As `Searcher.scores_are_exact`."""
+
+    def operating_point(self, k: int, recall: float | None = None) -> OperatingPoint:
+        """As `Searcher.operating_point`."""
 
 
 class DenseSearcher:
@@ -151,6 +158,14 @@ class DenseSearcher:
         row, factor = dense_query(query, self._config)
         return _scores(self._rows.score(row, ids), factor)
 
+    def operating_point(self, k: int, recall: float | None = None) -> OperatingPoint:
+        """Give what a search for k documents at a recall does; None means 0.95."""
+        return self._rows.operating_point(k, recall)
+
+    def check(self, query: object) -> None:
+        """Refuse what is no vector of the field."""
+        dense_query(query, self._config)
+
     def scores_are_exact(self, hits: Hits) -> bool:
         """Tell whether the scores of a search are those that `score` gives."""
         return self._rows.scores_are_exact(hits)
@@ -162,12 +177,16 @@ class DenseSearcher:
 
 
 def _candidates(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Give the documents with the k highest scores above 0, and all that tie with the last."""
-    highest = scores.max(initial=0)
-    for share in (0.5, 0.25, 0.0):  # most documents are far below the best: look at few
-        docs = np.flatnonzero(scores > share * highest)
-        if len(docs) >= k:
-            break
+    """Give the documents with the k highest scores above 0, and all that tie with the last.
+
+    Of k disjoint groups the best are k documents: none below the worst of these is looked at.
+    """
+    least: Any = 0
+    n_groups = len(scores) // GROUP
+    if n_groups > k:
+        best = scores[: n_groups * GROUP].reshape(GROUP, n_groups).max(axis=0)
+        least = np.partition(best, n_groups - k)[n_groups - k]
+    docs = np.flatnonzero(scores >= least if least > 0 else scores > 0)
     values = scores[docs]
     if len(docs) > k:
         docs = docs[values >= np.partition(values, len(values) - k)[len(values) - k]]

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,13 +21,17 @@ from weft.lifecycle.filters import check_allow
 from weft.types import Hit, Hits, OperatingPoint, SearchParams, defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from weft.field_searchers import DenseSearcher
     from weft.lifecycle.snapshot import Place
     from weft.searcher import Searcher
     from weft.types import Document
+
+
+_T = TypeVar("_T")
 
 
 class HybridSearcher:
@@ -101,8 +108,11 @@ class HybridSearcher:
             `sparse`; any of them. A sparse query may be empty here: every document scores 0.
         k, where, allow
             As for `Searcher.search`. No more documents are given than are candidates.
-        recall, params
-            As for `Searcher.search`: of `multi` and `dense`, and of `multi` alone.
+        recall
+            Of the k best of `multi` and `dense`: their operating points are those of k documents,
+            though the lists that are joined are longer.
+        params
+            As for `Searcher.search`, of `multi` alone.
 
         Returns
         -------
@@ -114,39 +124,59 @@ class HybridSearcher:
         InvalidArgumentError
             A field that is not there or not part of the fusion; or what the field's search raises.
         """
+        k = check_int("k", k, 1)
+        asked = {"where": where, "allow": None if allow is None else check_allow(allow)}
+
+        def search(leg: _Leg, depth: int) -> Hits:
+            if params is not None and leg.name == "multi":
+                return leg.search(depth, {**asked, "recall": recall, "params": params})
+            return leg.search_for(k, depth, recall, asked)
+
+        return self._joined(query, k, search)
+
+    def exact_search(
+        self,
+        query: Mapping[str, Any],
+        k: int = defaults.k,
+        *,
+        where: Mapping[str, Any] | None = None,
+        allow: Iterable[str] | None = None,
+    ) -> Hits:
+        """Join the exact lists of the fields: every document scored from the best form stored.
+
+        Parameters, result and errors are those of `search` and of `Searcher.exact_search`.
+        """
+        asked = {"where": where, "allow": None if allow is None else check_allow(allow)}
+        return self._joined(query, k, lambda leg, depth: leg.exact_search(depth, asked))
+
+    def _joined(
+        self, query: Mapping[str, Any], k: int, search: Callable[[_Leg, int], Hits]
+    ) -> Hits:
         fields = _fields_of(query)
         self._fusion.check(fields)
         k = check_int("k", k, 1)
-        allow = None if allow is None else check_allow(allow)
         depth = max(self._fusion.depth, k)
-        timings: dict[str, float] = {}
-        lists: dict[str, dict[str, float]] = {}
-        answers: list[Hits] = []
         legs = {name: self._leg(name, query[name]) for name in fields}
         listed = self._fusion.listed(fields)
-        for name in listed:
-            started = time.perf_counter()
-            options: dict[str, Any] = {"where": where, "allow": allow}
-            if name != "sparse":
-                options["recall"] = recall
-            if name == "multi":
-                options["params"] = params
-            hits = legs[name].search(depth, options)
-            lists[name] = dict(zip(hits.ids, hits.scores, strict=True))
-            answers.append(hits)
-            timings[name] = 1_000 * (time.perf_counter() - started)
         started = time.perf_counter()
+        answers, timings = self._of_each(listed, lambda name: search(legs[name], depth))
+        lists = {
+            name: dict(zip(hits.ids, hits.scores, strict=True))
+            for name, hits in zip(listed, answers, strict=True)
+        }
+        searched = time.perf_counter()
         exact = self._exact(legs, self._fusion.rescored(fields), lists)
-        timings["rescore"] = 1_000 * (time.perf_counter() - started)
-        started = time.perf_counter()
+        rescored = time.perf_counter()
         fused = self._fusion.fused(lists, exact)
-        best = sorted(fused.items(), key=lambda item: (-item[1], item[0].encode()))[:k]
+        best = heapq.nsmallest(k, fused.items(), key=lambda item: (-item[1], item[0].encode()))
         known = {**lists, **exact}
         hits = answers[0].replace(
             Hit(doc, score, scores={n: known[n][doc] for n in fields if doc in known.get(n, ())})
             for doc, score in best
         )
-        timings["fuse"] = 1_000 * (time.perf_counter() - started)
+        timings["search"] = 1_000 * (searched - started)
+        timings["rescore"] = 1_000 * (rescored - searched)
+        timings["fuse"] = 1_000 * (time.perf_counter() - rescored)
         point = OperatingPoint(k, None, None, None, answers[0].operating_point.params)
         if "multi" in listed:
             point = answers[listed.index("multi")].operating_point
@@ -156,6 +186,43 @@ class HybridSearcher:
             operating_point=point,
             timings_ms=timings,
         )
+
+    def _of_each(
+        self, names: Sequence[str], work: Callable[[str], _T]
+    ) -> tuple[list[_T], dict[str, float]]:
+        """Do the work of each field: what it gives, and its milliseconds.
+
+        The first has the largest share: the others are done on a second thread meanwhile, one after
+        the other, unless the searcher may have one thread alone.
+        """
+        done: dict[str, _T] = {}
+        timings: dict[str, float] = {}
+        failed: list[BaseException] = []
+
+        def run(some: Sequence[str]) -> None:
+            for name in some:
+                started = time.perf_counter()
+                done[name] = work(name)
+                timings[name] = 1_000 * (time.perf_counter() - started)
+
+        def run_aside() -> None:
+            try:
+                run(names[1:])
+            except BaseException as error:
+                failed.append(error)
+
+        if len(names) < 2 or self._searcher.threads == 1:
+            run(names)
+        else:
+            aside = threading.Thread(target=run_aside)
+            aside.start()
+            try:
+                run(names[:1])
+            finally:
+                aside.join()
+            if failed:
+                raise failed[0]
+        return [done[name] for name in names], {name: timings[name] for name in names}
 
     def _exact(
         self,
@@ -168,15 +235,17 @@ class HybridSearcher:
             return {}
         candidates = list(dict.fromkeys(doc for found in lists.values() for doc in found))
         places = self._searcher.places(candidates)
-        exact = {}
-        for name in names:
+
+        def scores_of(name: str) -> dict[str, float]:
             known = dict(lists.get(name, {})) if legs[name].exact else {}
             absent = [at for at, doc in enumerate(candidates) if doc not in known]
             scores = legs[name].rescore([places[at] for at in absent])
             scores = np.where(np.isfinite(scores), scores, 0.0)
             known.update(zip((candidates[at] for at in absent), scores.tolist(), strict=True))
-            exact[name] = known
-        return exact
+            return known
+
+        found, _ = self._of_each(names, scores_of)
+        return dict(zip(names, found, strict=True))
 
     def _leg(self, name: str, query: object) -> _Leg:
         if name == "multi":
@@ -200,57 +269,113 @@ def _fields_of(query: object) -> tuple[str, ...]:
 class _Leg:
     """One field with what is asked of it."""
 
+    name: str
     exact = True
-    """Whether a search gives the scores that `rescore` does."""
+    """Whether a search has given the scores that `rescore` does."""
 
     def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
         """Give the best `depth` documents; options as of the field's own search."""
         raise NotImplementedError
 
+    def exact_search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        """Give the best `depth` documents by the scores of `rescore`."""
+        raise NotImplementedError
+
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
+        """Score documents from the best form stored."""
+        raise NotImplementedError
+
+    def search_for(
+        self, k: int, depth: int, recall: float | None, options: Mapping[str, Any]
+    ) -> Hits:
+        """Give the best `depth` documents, of which the first k are found with some recall."""
         raise NotImplementedError
 
 
-class _Multi(_Leg):
-    """MaxSim, divided by the number of the query's tokens."""
+class _Rows(_Leg):
+    """A field that has operating points."""
 
-    def __init__(self, searcher: Searcher, query: object) -> None:
-        self._searcher = searcher
-        self._rows = query_rows(query, searcher.dim)
-
-    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
-        hits = self._searcher.search(self._rows, depth, **options)
-        self.exact = self._searcher.scores_are_exact(hits)
-        n = len(self._rows)
-        return hits.replace(Hit(hit.id, hit.score / n) for hit in hits)
-
-    def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
-        found = self._searcher.score_places(self._rows, places).astype(np.float64)
-        return found / len(self._rows)
-
-
-class _Dense(_Leg):
-    def __init__(self, searcher: Searcher, query: object) -> None:
-        self._searcher, self._query = searcher.dense, query
+    def __init__(self, searcher: Searcher | DenseSearcher, query: object) -> None:
+        self._searcher, self._query = searcher, query
 
     def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
         hits = self._searcher.search(self._query, depth, **options)
         self.exact = self._searcher.scores_are_exact(hits)
         return hits
 
+    def search_for(
+        self, k: int, depth: int, recall: float | None, options: Mapping[str, Any]
+    ) -> Hits:
+        point = self._searcher.operating_point(k, recall)
+        if point.params.exhaustive:  # the rerank is of as many as the list is long
+            return self.search(depth, {**options, "recall": recall})
+        hits = self.search(depth, {**options, "params": point.params.widened(depth)})
+        path = hits.operating_point.path
+        return dataclasses.replace(hits, operating_point=dataclasses.replace(point, path=path))
+
+    def exact_search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        return self._searcher.exact_search(self._query, depth, **options)
+
+
+class _Multi(_Rows):
+    """MaxSim, divided by the number of the query's tokens."""
+
+    name = "multi"
+
+    def __init__(self, searcher: Searcher, query: object) -> None:
+        self._rows = query_rows(query, searcher.dim)
+        super().__init__(searcher, self._rows)
+        self._places = searcher.score_places
+
+    def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        return self._mean(super().search(depth, options))
+
+    def exact_search(self, depth: int, options: Mapping[str, Any]) -> Hits:
+        return self._mean(super().exact_search(depth, options))
+
+    def _mean(self, hits: Hits) -> Hits:
+        n = len(self._rows)
+        return hits.replace(Hit(hit.id, hit.score / n) for hit in hits)
+
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
-        return self._searcher.score_places(self._query, places)
+        return self._places(self._rows, places).astype(np.float64) / len(self._rows)
+
+
+class _Dense(_Rows):
+    name = "dense"
+
+    def __init__(self, searcher: Searcher, query: object) -> None:
+        super().__init__(searcher.dense, query)
+        searcher.dense.check(query)
+        self._places = searcher.dense.score_places
+
+    def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
+        return self._places(self._query, places)
 
 
 class _Sparse(_Leg):
     """Keeps the product with all documents: to score some of them takes nothing more."""
 
+    name = "sparse"
+
     def __init__(self, searcher: Searcher, query: object) -> None:
         self._searcher = searcher.sparse
-        self._products = self._searcher.products(self._searcher.query(query, empty=True))
+        self._terms = self._searcher.query(query, empty=True)
+
+    @cached_property
+    def _products(self) -> list[NDArray[Any]]:
+        return self._searcher.products(self._terms)
 
     def search(self, depth: int, options: Mapping[str, Any]) -> Hits:
         return self._searcher.search_products(self._products, depth, **options)
+
+    exact_search = search
+
+    def search_for(
+        self, k: int, depth: int, recall: float | None, options: Mapping[str, Any]
+    ) -> Hits:
+        del k, recall
+        return self.search(depth, options)
 
     def rescore(self, places: Sequence[Place]) -> NDArray[Any]:
         return self._searcher.at_places(self._products, places)

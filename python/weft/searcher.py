@@ -92,6 +92,11 @@ class Searcher:
         return "rows" if has_rows else "stored"
 
     @property
+    def threads(self) -> int:
+        """Threads that a search may use."""
+        return self._native.threads
+
+    @property
     def dim(self) -> int:
         """Values in a row of a query."""
         return self._manifest.config.dim
@@ -357,6 +362,10 @@ class Searcher:
                 raise InvalidArgumentError(f"params={params!r}: expected weft.SearchParams or None")
             params.check(min(k, max(self._n_windows, 1)))
             return OperatingPoint(k, None, None, None, params)
+        return self.operating_point(k, recall)
+
+    def operating_point(self, k: int, recall: float | None = None) -> OperatingPoint:
+        """Give what a search for k documents at a recall does; None means 0.95."""
         target = defaults.recall if recall is None else check_fraction("recall", recall, zero=False)
         if self._snapshot.codec is None:  # the rows themselves are scored
             return OperatingPoint(

@@ -59,6 +59,7 @@ def test_eval_has_a_line_for_each_field(made, tmp_path):
     names = [str(index), "exact", *(f"{index} {field}" for field in fields), "bm25"]
     assert [line["name"] for line in found["lines"]] == names
     assert found["lines"][0]["measures"] == found["lines"][1]["measures"]
+    assert [found[f"recall@10{leg}"] for leg in ("", " multi", " dense", " sparse")] == [1.0] * 4
     files = ["all", "exact", *(f"all-{field}" for field in fields), "bm25"]
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.trec" for name in files}
     dense = {query: list(scores) for query, scores in read_run(tmp_path / "all-dense.trec").items()}
@@ -178,3 +179,45 @@ def test_a_weighted_sum_of_fields_is_a_teacher(made, tmp_path):
                 }
                 expected = sum(weights[name] * value for name, value in fields.items())
                 assert score == pytest.approx(expected, abs=2e-3)  # stored in half precision
+
+
+def test_recall_is_that_of_each_field_and_of_all_together(made, monkeypatch):
+    """Searches that miss what they would find first, against exact ones that do not."""
+    from weft.field_searchers import DenseSearcher
+
+    search = DenseSearcher.search
+
+    def worse(self, query, k, **options):
+        hits = search(self, query, k + 1, **options)
+        return hits.replace(hits[1:])
+
+    monkeypatch.setattr(DenseSearcher, "search", worse)
+    data, index = made / "data", made / "all.index"
+    given = ("--queries", data / "queries.jsonl", "-k", "2", "--json")
+    status, out, err = run("eval", index, *given)
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["recall@2 multi"], found["recall@2 sparse"]) == (1.0, 1.0)
+    assert found["recall@2 dense"] == 0.5
+    retriever = weft.HybridRetriever.open(index)
+    searcher = retriever.index.searcher()
+    overlap = []
+    for query in retriever.encode_queries(["the key", "door"]):
+        ranks = {"multi": searcher.search(query["multi"], 100).ids}
+        ranks["sparse"] = searcher.sparse.search(query["sparse"], 100).ids
+        ranks["dense"] = searcher.dense.exact_search(query["dense"], 100).ids
+        exact = best_by_ranks(ranks.values())
+        ranks["dense"] = ranks["dense"][1:]
+        overlap.append(len(set(exact[:2]) & set(best_by_ranks(ranks.values())[:2])) / 2)
+    assert found["recall@2"] == pytest.approx(sum(overlap) / 2)
+    status, _, _ = run("eval", index, *given, "--fail-under", "0.99")
+    assert status == (9 if found["recall@2"] < 0.99 else 0)
+
+
+def best_by_ranks(rankings):
+    """Ids by the sum of 1 / (60 + rank)."""
+    sums = {}
+    for ranking in rankings:
+        for rank, doc_id in enumerate(ranking, start=1):
+            sums[doc_id] = sums.get(doc_id, 0.0) + 1 / (60 + rank)
+    return sorted(sums, key=lambda doc_id: (-sums[doc_id], doc_id))

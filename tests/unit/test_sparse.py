@@ -10,6 +10,7 @@ import scipy.sparse
 
 import weft
 from weft import errors, sparse
+from weft.field_searchers import _candidates
 from weft.sparse_vectors import Terms, as_impacts, pack, pruned, sparse_vectors, unpack
 
 N_TERMS = 50
@@ -230,3 +231,19 @@ def test_without_scipy(make_index, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(errors.MissingExtraError, match=r"scipy.*weft\[hybrid\]"):
         index.searcher().sparse.search({1: 1.0})
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 640, 5_000])
+@pytest.mark.parametrize("k", [1, 7, 100])
+@pytest.mark.parametrize("kind", ["few", "ties", "zeros", "integers"])
+def test_the_best_and_their_ties_are_candidates(rng, n, k, kind):
+    scores = {
+        "few": rng.gamma(0.5, 1.0, n) * (rng.random(n) < 0.02),
+        "ties": rng.integers(0, 4, n) / 4,
+        "zeros": np.zeros(n),
+        "integers": rng.integers(0, 10**6, n),
+    }[kind]
+    found = _candidates(scores, k).tolist()
+    ranked = sorted((score for score in scores.tolist() if score > 0), reverse=True)
+    least = ranked[k - 1] if len(ranked) >= k else min(ranked, default=1)
+    assert found == [i for i, score in enumerate(scores.tolist()) if score > 0 and score >= least]
