@@ -2,10 +2,10 @@
 """What encoding costs beside the model alone: weft's encoder and the bare transformer, in turns.
 
 Both see the same texts, block by block, in this process, one right after the other, so that
-whatever else runs slows both: the ratio is what to read. The bare model runs weft's own batches,
-tokenised and padded beforehand; "tokenizer" is what making them costs, which nothing can do
-without. For one vector per text, `SentenceTransformer.encode` stands beside both with its own
-batches of 32, sorted by length.
+whatever else runs slows both: the ratio is what to read, first of all that of the processors' time.
+The bare model runs weft's own batches, tokenised and padded beforehand; "tokenizer" is what making
+them costs, which nothing can do without. For one vector per text, `SentenceTransformer.encode`
+stands beside both with its own batches of 32, sorted by length.
 
     python bench/encode.py [SOURCE] [--texts 1024] [--rounds 5] [--model NAME] [--recipe dense]
 
@@ -52,10 +52,11 @@ def batches_of(encoder: object, texts: list[str]) -> list[dict[str, torch.Tensor
     return made
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the clock, and of all processors."""
+    started, used = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def main() -> None:
@@ -90,19 +91,24 @@ def main() -> None:
     if given.recipe == "dense":
         ways["sentence-transformers"] = lambda block: encoder._model.encode(blocks[block])
     encoder.counts = type(encoder.counts)()
-    times = {name: np.full(len(blocks), np.inf) for name in ways}
+    times = {name: np.full((2, len(blocks)), np.inf) for name in ways}
     for _ in range(given.rounds):
         for block in range(len(blocks)):
             for name, work in ways.items():
-                times[name][block] = min(times[name][block], timed(lambda: work(block)))  # noqa: B023
+                taken = timed(lambda: work(block))  # noqa: B023
+                times[name][:, block] = np.minimum(times[name][:, block], taken)
     counts = encoder.counts
     print(f"{len(texts)} texts, {counts.n_tokens // given.rounds} tokens of text")
     print(f"padding: {counts.n_padding / counts.n_read:.1%} of what the model reads")
-    base = times["bare model"].sum()
-    for name, found in times.items():
-        print(f"{name}: {found.sum():.2f} s, {found.sum() / base:.3f} of the bare model")
-    both = base + times["tokenizer"].sum()
-    print(f"weft over model and tokenizer: {times['weft'].sum() / both - 1:+.1%}")
+    totals = {name: found.sum(axis=1) for name, found in times.items()}
+    base = totals["bare model"]
+    for name, (clock, used) in totals.items():
+        print(
+            f"{name}: {clock:.2f} s, {clock / base[0]:.3f} of the bare model; of processors "
+            f"{used:.2f} s, {used / base[1]:.3f}"
+        )
+    beside = totals["weft"] / (base + totals["tokenizer"]) - 1
+    print(f"weft over model and tokenizer: {beside[0]:+.1%}, of processors {beside[1]:+.1%}")
 
 
 if __name__ == "__main__":
