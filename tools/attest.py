@@ -55,6 +55,7 @@ def main() -> None:
         "steps": {name: step["state"] for name, step in result["steps"].items()},
         "ceilings": result["ceilings"],
         "scan": result["scan"],
+        "pruned": result["pruned"],
         "sources": result["sources"],
     }
     ATTEST.parent.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Everything that needs a GPU, in one run on a machine with one: builds weft with the plug-in, measures what the
-# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times encoding and the scan,
-# with its share of what the device gives.
+# device gives at most, runs the tests marked gpu, compute-sanitizer over some of them, and times encoding, pruned
+# search, and the scan with its share of what the device gives.
 #
 #   tools/gpu_suite.sh OUT.json [--tokens N] [--peers WHEELS]
 #
@@ -16,7 +16,7 @@
 # numpy, pytest, hypothesis). Installs nothing outside a temporary folder and leaves clocks and modes alone. Ends
 # other than 0 if a step failed; a sanitizer that the machine refuses is "unsupported", which is no pass.
 set -uo pipefail
-out='' tokens=100000000 peers='' n_steps=15
+out='' tokens=100000000 peers='' n_steps=17
 while [ $# -gt 0 ]; do
   case "$1" in
     --tokens) tokens=$2 && shift ;;
@@ -67,6 +67,13 @@ bench() {
   done
 }
 
+bench_pruned() {
+  local size
+  for size in 1000000 10000000 "$tokens"; do
+    "$work/pruned" "$work/site/weft/libweft_cuda.so" "$size" 4 || return 1
+  done
+}
+
 bench_encode() {
   local size
   for size in 10000000 "$tokens"; do
@@ -90,7 +97,7 @@ compare() {
 }
 
 export work out tokens peers
-export -f gpu_tests sanitize bench bench_encode compare
+export -f gpu_tests sanitize bench bench_pruned bench_encode compare
 
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 architecture=${capability:-90}
@@ -106,9 +113,11 @@ if step build 300 python3 -m pip install -q --no-build-isolation --no-deps --no-
     step tests 300 gpu_tests cuda
   if step compile 120 nvcc -std=c++20 -O3 -arch="sm_$architecture" -o "$work/ceilings" bench/gpu/ceilings.cu &&
     step compile_scan 60 g++ -std=c++20 -O2 -Icsrc -o "$work/scan" bench/gpu/scan.cpp -ldl &&
+    step compile_pruned 60 g++ -std=c++20 -O2 -Icsrc -o "$work/pruned" bench/gpu/pruned.cpp -ldl &&
     step compile_encode 60 g++ -std=c++20 -O2 -Icsrc -o "$work/encode" bench/gpu/encode.cpp -ldl; then
     step ceilings 60 "$work/ceilings"
     step scan 240 bench
+    step pruned 240 bench_pruned
     step encode 240 bench_encode
   fi
   for tool in memcheck racecheck synccheck; do
@@ -156,6 +165,7 @@ result = {
     "sources": source_hashes(),
     "ceilings": ceilings,
     "scan": [with_bound(row, ceilings[0]) for row in rows("scan") if ceilings],
+    "pruned": rows("pruned"),
     "encode": [with_bound(row, ceilings[0]) for row in rows("encode") if ceilings],
     "peers": compared(Path(peers)),
     "info": rows("info"),

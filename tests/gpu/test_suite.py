@@ -45,6 +45,15 @@ def test_the_benchmark_of_the_scan(emulator, tmp_path):
     assert rows[0]["code_bytes"] == 100 * (16 + 7)
 
 
+def test_the_benchmark_of_pruned_search(emulator, tmp_path):
+    rows = rows_of(tmp_path, "pruned", emulator, 1_000, 1, 2)
+    assert [row["batch"] for row in rows] == [1, 8, 64, 256]
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert (rows[0]["cells"], rows[0]["fine"]) == (16, 16)
+    assert rows[0]["postings"] == 2 * 1_000  # all of both tokens' lists
+    assert rows[0]["candidates"] == 10
+
+
 def test_shares_of_what_a_device_gives():
     spec = importlib.util.spec_from_file_location("roofline", ROOT / "bench/gpu/roofline.py")
     roofline = importlib.util.module_from_spec(spec)
@@ -132,6 +141,8 @@ def machine(tmp_path):
     program("made-ceilings", f"echo '{json.dumps(ceilings)}'")
     program("made-scan", f"echo '{json.dumps(scan)}'")
     program("nvcc", f"[ $1 = --version ] || cp {tools}/made-ceilings $work/ceilings")
+    pruned = {"tokens": 1_000_000, "batch": 1, "median_ms": 0.25}
+    program("made-pruned", f"echo '{json.dumps(pruned)}'")
     program("made-encode", f"echo '{json.dumps(encode)}'")
     program("g++", f'cp {tools}/made-$(basename "$5") "$5"')  # after -o
     program("compute-sanitizer", "echo Device not supported.; exit 1")
@@ -174,6 +185,7 @@ def test_what_the_suite_writes(machine, tmp_path):
     assert found["peers"] == [{"engine": "weft", "set": "s", "recall@10": 0.9}]
     assert len(found["scan"]) == 5  # sizes and bits
     assert found["scan"][0]["share_of_bound"] == 0.5
+    assert [row["median_ms"] for row in found["pruned"]] == [0.25] * 3  # sizes
     assert [row["share_of_bound"] for row in found["encode"]] == [0.5, 0.5]  # sizes
     assert "ms" in (tmp_path / "out.peers.jsonl").read_text()
 
@@ -205,7 +217,7 @@ def checkout(tmp_path):
     hashes = json.loads(asked(tmp_path, "json.dumps(attest.source_hashes())"))
     device = {"name": "a GPU"}
     result = {
-        "ok": True, "commit": "c", "sources": hashes, "ceilings": [], "scan": [],
+        "ok": True, "commit": "c", "sources": hashes, "ceilings": [], "scan": [], "pruned": [],
         "info": [{"cuda_build": {"devices": [device]}}],
         "steps": {"tests": {"state": "ok"}, "memcheck": {"state": "unsupported"}},
     }  # fmt: skip
