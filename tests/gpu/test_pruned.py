@@ -81,3 +81,20 @@ def test_filters_read_on(make_index, rng, device, share):
             how = params(**settings)
             expected = said(cpu.search(query, 5, how, allow))
             assert said(there.search(query, 5, how, allow)) == expected
+
+
+@pytest.mark.usefixtures("small_codec", "unmerged")
+def test_windows_and_documents_of_a_grown_codec(make_index, rng, device):
+    index = make_index(config=weft.IndexConfig(dim=16, rerank=None))
+    for part, shift in enumerate((0.0, 0.0, 3.0)):  # the codec grows for the last ones
+        docs = [doc + shift for doc in ragged_docs(rng, 160, 16)]
+        ids = [f"p{part}.{i}" for i in range(40)]
+        index.add(ids, docs, parents=[i // 4 for i in range(160)])
+    assert (
+        len({segment.native.codec_checksum for segment in index.searcher()._snapshot.segments}) > 1
+    )
+    cpu, there = natives(index, device)
+    how = params(nprobe=6, budget=400, ncandidates=80, nskim=40, nrefine=25)
+    for n in (1, 6, 40):
+        query = unit_rows(rng, n, 16)
+        assert said(there.search(query, 20, how, None)) == said(cpu.search(query, 20, how, None))
