@@ -21,11 +21,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from weft import _native
+from weft.arrays import Embeddings, query_rows, ragged
+from weft.errors import InvalidArgumentError
 from weft.searcher import exhaustive_params, native_params
 from weft.types import OperatingPoint, SearchParams, defaults
 
@@ -71,6 +74,23 @@ class TuningQueries:
     values: NDArray[np.float32]
     offsets: NDArray[np.uint64]
     sources: NDArray[np.uint32] | None  # [n, PIECES]
+
+    @classmethod
+    def given(cls, queries: Embeddings, dim: int) -> TuningQueries:
+        """Take what somebody will ask.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There are none, or one is empty or has other dims or values that are not finite.
+        """
+        found = ragged(queries, dim, name=lambda i: f"query {i}")
+        if len(found) == 0:
+            raise InvalidArgumentError("queries: found none, expected at least one, or None")
+        values = np.ascontiguousarray(found.packed(dim), np.float32)
+        for i, (first, last) in enumerate(pairwise(found.offsets.tolist())):
+            query_rows(values[first:last], dim, f"query {i}")
+        return cls(values, found.offsets, None)
 
     def __len__(self) -> int:
         """Count the queries."""

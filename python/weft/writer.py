@@ -9,12 +9,9 @@ as it was, and what has been added stays in the spool, so that the commit can be
 from __future__ import annotations
 
 import logging
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from weft.arrays import Embeddings, check_threads, query_rows, ragged
+from weft.arrays import Embeddings, check_threads
 from weft.dense_vectors import DenseVectors
 from weft.errors import (
     IndexLockedError,
@@ -312,17 +309,8 @@ class Writer:
         every search is exhaustive and there is nothing to tune.
         """
         self._open_spool()
-        if queries is not None:
-            dim = self._config.dim
-            found = ragged(queries, dim, name=lambda i: f"query {i}")
-            if len(found) == 0:
-                raise InvalidArgumentError("queries: found none, expected at least one, or None")
-            values = np.ascontiguousarray(found.packed(dim), np.float32)
-            for i, (first, last) in enumerate(pairwise(found.offsets.tolist())):
-                query_rows(values[first:last], dim, f"query {i}")
-            self._queries = TuningQueries(values, found.offsets, None)
-        else:
-            self._queries = None
+        dim = self._config.dim
+        self._queries = None if queries is None else TuningQueries.given(queries, dim)
         self._tune_asked = True
 
     def compact(self, *, retrain: bool = False) -> None:
