@@ -77,6 +77,6 @@ def test_fields(device, small_codec, tmp_path):
     there = weft.HybridRetriever(index, Fields(), device=device)
     assert there.search("w1 w2").ids == here.search("w1 w2", recall=1.0).ids
     facts, _ = measure_fields(
-        there, {"q": "w1 w2"}, name="f", depth=5, recall=1.0, device=device, progress=None
+        there, {"q": "w1 w2"}, name="f", k=3, depth=5, recall=1.0, device=device, progress=None
     )
     assert facts["device"] == device

@@ -124,14 +124,14 @@ def test_the_commit_that_crosses_the_line_encodes_everything(coded, rng):
 def test_later_commits_use_the_codec(coded, rng):
     index, ids, docs = coded
     first, cells = load(index._directory).segments, index.info.n_coarse
-    more = ragged_docs(rng, 60, 16)
-    index.add([f"e{i}" for i in range(60)], more)
+    more = ragged_docs(rng, 25, 16)  # too few to train anew for, though they are of another kind
+    index.add([f"e{i}" for i in range(25)], more)
     assert load(index._directory).segments[: len(first)] == first
     assert (index.info.n_coarse, index.info.n_segments) == (cells, 2)
     query = unit_rows(rng, 4, 16)
-    expected = exact(query, [*docs, *more], [*ids, *(f"e{i}" for i in range(60))])
-    assert_ranking(index.exact_search(query, k=210), expected, tolerance=0.06)
-    for number in (0, 59):
+    expected = exact(query, [*docs, *more], [*ids, *(f"e{i}" for i in range(25))])
+    assert_ranking(index.exact_search(query, k=175), expected, tolerance=0.06)
+    for number in (0, 24):
         assert index.search(more[number], k=1)[0].id == f"e{number}"
 
 
@@ -172,10 +172,10 @@ def test_measured_recall_is_recall(coded, rng):
         assert np.mean(recalls) == pytest.approx(point.measured, abs=0.05)
 
 
-def test_points_grow_stale(coded, rng):
+def test_points_grow_stale(coded):
     index, _, docs = coded
     assert not index.search(docs[0]).operating_point.stale
-    index.add([f"e{i}" for i in range(100)], ragged_docs(rng, 100, 16))
+    index.add([f"e{i}" for i in range(100)], docs[:100])
     assert index.search(docs[0]).operating_point.stale
     index.tune()
     assert not index.search(docs[0]).operating_point.stale
