@@ -7,8 +7,6 @@
 //
 // prints a line of JSON for each. Times are the caller's: rows in pageable host memory to codes there. Random
 // rows are the worst case for what is passed over: no two of them want the same groups of cells.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -19,13 +17,10 @@
 #include <vector>
 
 #include "base/half.h"
-#include "base/random.h"
-#include "cuda/abi.h"
+#include "library.h"
 
 namespace {
 
-constexpr uint32_t kDim = 128;
-constexpr uint64_t kTokensPerFine = 50;
 constexpr uint64_t kMostRows = uint64_t{1} << 22;  // in host memory; taken again and again
 constexpr uint32_t kBatch = 1u << 18;
 constexpr uint32_t kGroupedFrom = 2'048;
@@ -36,13 +31,6 @@ std::vector<T> random_values(weft::Random& random, size_t n, T least, uint64_t w
   std::ranges::generate(
       out, [&] { return static_cast<T>(least + static_cast<T>(random.below(width))); });
   return out;
-}
-
-void check(int32_t code, const weft_error& error) {
-  if (code != 0) {
-    std::fprintf(stderr, "error %d: %s\n", code, error.text);
-    std::exit(1);
-  }
 }
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
@@ -63,17 +51,7 @@ double timed(uint64_t n_rows, uint64_t n_tokens, const Run& run) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) {
-    std::fprintf(stderr, "encode LIBRARY TOKENS [NBITS]\n");
-    return 2;
-  }
-  void* const library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    std::fprintf(stderr, "%s\n", dlerror());
-    return 1;
-  }
-  const auto entry = reinterpret_cast<const weft_backend* (*)()>(dlsym(library, "weft_backend_v1"));
-  const weft_backend& backend = *entry();
+  const weft_backend& backend = open_library(argc, argv, "encode LIBRARY TOKENS [NBITS]");
   const uint64_t n_tokens = std::max<uint64_t>(std::strtoull(argv[2], nullptr, 10), 1);
   const auto nbits = static_cast<uint32_t>(argc > 3 ? std::atoi(argv[3]) : 4);
 

@@ -8,8 +8,6 @@
 //
 // prints one line of JSON per batch size. Times are the caller's: queries in host memory to documents
 // and scores in host memory.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -19,24 +17,12 @@
 #include <numeric>
 #include <vector>
 
-#include "base/random.h"
-#include "cuda/abi.h"
+#include "library.h"
 
 namespace {
 
-constexpr uint32_t kDim = 128;
-constexpr uint64_t kDocTokens = 100;
-constexpr uint64_t kTokensPerFine = 50;
 constexpr uint32_t kWidth = 3;  // bytes of a posting
 constexpr uint64_t kK = 10;
-
-template <class T>
-std::vector<T> random_bytes(weft::Random& random, size_t n) {
-  std::vector<uint64_t> words((n * sizeof(T) + 7) / 8);
-  std::ranges::generate(words, [&] { return random.next(); });
-  const T* const first = reinterpret_cast<const T*>(words.data());
-  return std::vector<T>(first, first + n);
-}
 
 /// Rows of centroids or queries.
 std::vector<int8_t> random_rows(weft::Random& random, size_t n) {
@@ -45,27 +31,11 @@ std::vector<int8_t> random_rows(weft::Random& random, size_t n) {
   return rows;
 }
 
-void check(int32_t code, const weft_error& error) {
-  if (code != 0) {
-    std::fprintf(stderr, "error %d: %s\n", code, error.text);
-    std::exit(1);
-  }
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) {
-    std::fprintf(stderr, "pruned LIBRARY TOKENS [NBITS [QUERY_TOKENS]]\n");
-    return 2;
-  }
-  void* const library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    std::fprintf(stderr, "%s\n", dlerror());
-    return 1;
-  }
-  const auto entry = reinterpret_cast<const weft_backend* (*)()>(dlsym(library, "weft_backend_v1"));
-  const weft_backend& backend = *entry();
+  const weft_backend& backend =
+      open_library(argc, argv, "pruned LIBRARY TOKENS [NBITS [QUERY_TOKENS]]");
   const uint64_t n_docs = std::max<uint64_t>(std::strtoull(argv[2], nullptr, 10) / kDocTokens, 1);
   const uint64_t n_tokens = n_docs * kDocTokens;
   const auto nbits = static_cast<uint32_t>(argc > 3 ? std::atoi(argv[3]) : 4);
