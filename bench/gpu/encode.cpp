@@ -74,14 +74,12 @@ int main(int argc, char** argv) {
   const auto mean_bias = random_values<int32_t>(random, n_groups, -10'000, 1'000);
   const auto fine_bias =
       random_values<int32_t>(random, size_t{n_cells} * n_children, -80'000, 10'000);
-  std::vector<uint32_t> numbers(n_cells), starts(n_groups + 1), child_offsets(n_cells + 1);
+  std::vector<uint32_t> numbers(n_cells), starts(n_groups + 1);
   std::iota(numbers.begin(), numbers.end(), 0u);
   for (uint32_t group = 0; group <= n_groups; ++group) {
     starts[group] = static_cast<uint32_t>(uint64_t{n_cells} * group / n_groups);
   }
-  for (uint32_t cell = 0; cell <= n_cells; ++cell) {
-    child_offsets[cell] = cell * n_children;
-  }
+  const auto child_offsets = even_children(n_cells, n_children);
   std::vector<float> factors(size_t{2} * kDim), clips(20);
   std::ranges::generate(factors, [&] { return random.below(2) == 0 ? 0.0884f : -0.0884f; });
   for (size_t i = 0; i < clips.size(); ++i) {

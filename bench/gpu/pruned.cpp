@@ -24,33 +24,23 @@ namespace {
 constexpr uint32_t kWidth = 3;  // bytes of a posting
 constexpr uint64_t kK = 10;
 
-/// Rows of centroids or queries.
-std::vector<int8_t> random_rows(weft::Random& random, size_t n) {
-  auto rows = random_bytes<int8_t>(random, n * kDim);
-  std::ranges::replace(rows, int8_t{-128}, int8_t{127});
-  return rows;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   const weft_backend& backend =
       open_library(argc, argv, "pruned LIBRARY TOKENS [NBITS [QUERY_TOKENS]]");
-  const uint64_t n_docs = std::max<uint64_t>(std::strtoull(argv[2], nullptr, 10) / kDocTokens, 1);
-  const uint64_t n_tokens = n_docs * kDocTokens;
   const auto nbits = static_cast<uint32_t>(argc > 3 ? std::atoi(argv[3]) : 4);
   const auto query_tokens = static_cast<uint32_t>(argc > 4 ? std::atoi(argv[4]) : 32);
 
   weft::Random random(7, 0);
+  const RandomTokens tokens(random, std::strtoull(argv[2], nullptr, 10), nbits);
+  const uint64_t n_tokens = tokens.n_tokens;
   const auto root = static_cast<uint32_t>(std::sqrt(static_cast<double>(n_tokens)));
   const uint32_t n_cells = std::clamp<uint32_t>(std::bit_floor(root), 16, 65'536);
   const auto n_children =
       static_cast<uint32_t>(std::clamp<uint64_t>(n_tokens / kTokensPerFine / n_cells, 1, 256));
   const uint32_t n_fine = n_cells * n_children;
-  std::vector<uint32_t> child_offsets(n_cells + 1);
-  for (uint32_t cell = 0; cell <= n_cells; ++cell) {
-    child_offsets[cell] = cell * n_children;
-  }
+  const auto child_offsets = even_children(n_cells, n_children);
   const auto fine = random_rows(random, n_fine), coarse = random_rows(random, n_cells);
   const weft_codec codec{.struct_size = sizeof codec,
                          .nbits = nbits,
@@ -81,28 +71,10 @@ int main(int argc, char** argv) {
       out[byte] = static_cast<uint8_t>(t / kDocTokens >> (8 * byte));
     }
   }
-  const std::vector<uint16_t> steps(n_tokens, 0x1800);
-  const auto multipliers = random_bytes<uint8_t>(random, n_tokens);
-  const auto codes = random_bytes<uint8_t>(random, n_tokens * kDim * nbits / 8);
-  std::vector<uint64_t> offsets(n_docs + 1);
-  std::vector<uint32_t> ranks(n_docs);
-  std::iota(ranks.begin(), ranks.end(), 0u);
-  for (uint64_t doc = 0; doc <= n_docs; ++doc) {
-    offsets[doc] = doc * kDocTokens;
-  }
-  const weft_segment segment{.struct_size = sizeof segment,
-                             .n_docs = static_cast<uint32_t>(n_docs),
-                             .n_tokens = n_tokens,
-                             .offsets = offsets.data(),
-                             .parents = parents.data(),
-                             .steps = steps.data(),
-                             .children = children.data(),
-                             .multipliers = multipliers.data(),
-                             .codes = codes.data(),
-                             .ranks = ranks.data(),
-                             .list_offsets = list_offsets.data(),
-                             .postings = postings.data(),
-                             .posting_width = kWidth};
+  weft_segment segment = tokens.segment(parents, children);
+  segment.list_offsets = list_offsets.data();
+  segment.postings = postings.data();
+  segment.posting_width = kWidth;
   weft_error error{};
   weft_resident* resident = nullptr;
   check(backend.load(0, &codec, &segment, 1, &resident, &error), error);
@@ -118,20 +90,16 @@ int main(int argc, char** argv) {
       const auto rows = random_rows(random, size_t{batch} * query_tokens);
       std::vector<weft_search_query> queries;
       for (uint32_t q = 0; q < batch; ++q) {
-        queries.push_back({.struct_size = sizeof(weft_search_query),
-                           .n_merged = query_tokens,
-                           .query = {.struct_size = sizeof(weft_query),
-                                     .n_tokens = query_tokens,
-                                     .rows = rows.data() + size_t{q} * query_tokens * kDim,
-                                     .base_shift = 6,
-                                     .base_unit = 1e-3f,
-                                     .code_unit = 5e-4f},
-                           .lanes = lanes.data(),
-                           .weights = weights.data(),
-                           .coarse_shift = 6,
-                           .coarse_factor = 1'800,
-                           .fine_factor = 1'800,
-                           .gain_shift = 0});
+        queries.push_back(
+            {.struct_size = sizeof(weft_search_query),
+             .n_merged = query_tokens,
+             .query = query_of(rows.data() + size_t{q} * query_tokens * kDim, query_tokens),
+             .lanes = lanes.data(),
+             .weights = weights.data(),
+             .coarse_shift = 6,
+             .coarse_factor = 1'800,
+             .fine_factor = 1'800,
+             .gain_shift = 0});
       }
       std::vector<uint32_t> docs(batch * kK);
       std::vector<float> scores(batch * kK);

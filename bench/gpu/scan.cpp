@@ -26,18 +26,15 @@ constexpr uint64_t kK = 10;
 int main(int argc, char** argv) {
   const weft_backend& backend =
       open_library(argc, argv, "scan LIBRARY TOKENS [NBITS [QUERY_TOKENS]]");
-  const uint64_t n_docs = std::max<uint64_t>(std::strtoull(argv[2], nullptr, 10) / kDocTokens, 1);
-  const uint64_t n_tokens = n_docs * kDocTokens;
   const auto nbits = static_cast<uint32_t>(argc > 3 ? std::atoi(argv[3]) : 4);
   const auto query_tokens = static_cast<uint32_t>(argc > 4 ? std::atoi(argv[4]) : 32);
 
   weft::Random random(7, 0);
+  const RandomTokens tokens(random, std::strtoull(argv[2], nullptr, 10), nbits);
+  const uint64_t n_tokens = tokens.n_tokens;
   const auto n_children =
       static_cast<uint32_t>(std::clamp<uint64_t>(n_tokens / kTokensPerFine / kCells, 1, 256));
-  std::vector<uint32_t> child_offsets(kCells + 1);
-  for (uint32_t cell = 0; cell <= kCells; ++cell) {
-    child_offsets[cell] = cell * n_children;
-  }
+  const auto child_offsets = even_children(kCells, n_children);
   const auto fine = random_bytes<int8_t>(random, size_t{kCells} * n_children * kDim);
   const weft_codec codec{.struct_size = sizeof codec,
                          .nbits = nbits,
@@ -55,28 +52,7 @@ int main(int argc, char** argv) {
     parents[t] %= kCells;
     children[t] = static_cast<uint8_t>(children[t] % n_children);
   }
-  const std::vector<uint16_t> steps(n_tokens, 0x1800);
-  const auto multipliers = random_bytes<uint8_t>(random, n_tokens);
-  const auto codes = random_bytes<uint8_t>(random, n_tokens * kDim * nbits / 8);
-  std::vector<uint64_t> offsets(n_docs + 1);
-  std::vector<uint32_t> ranks(n_docs);
-  std::iota(ranks.begin(), ranks.end(), 0u);
-  for (uint64_t doc = 0; doc <= n_docs; ++doc) {
-    offsets[doc] = doc * kDocTokens;
-  }
-  const weft_segment segment{.struct_size = sizeof segment,
-                             .n_docs = static_cast<uint32_t>(n_docs),
-                             .n_tokens = n_tokens,
-                             .offsets = offsets.data(),
-                             .parents = parents.data(),
-                             .steps = steps.data(),
-                             .children = children.data(),
-                             .multipliers = multipliers.data(),
-                             .codes = codes.data(),
-                             .ranks = ranks.data(),
-                             .list_offsets = nullptr,
-                             .postings = nullptr,
-                             .posting_width = 0};
+  const weft_segment segment = tokens.segment(parents, children);
   weft_error error{};
   weft_resident* resident = nullptr;
   check(backend.load(0, &codec, &segment, 1, &resident, &error), error);
@@ -85,16 +61,10 @@ int main(int argc, char** argv) {
     std::vector<double> times;
     const int repeats = n_tokens * batch > 1'000'000'000 ? 9 : 51;
     for (int i = -3; i < repeats; ++i) {  // three to warm up; new queries each time
-      auto rows = random_bytes<int8_t>(random, size_t{batch} * query_tokens * kDim);
-      std::ranges::replace(rows, int8_t{-128}, int8_t{127});
+      const auto rows = random_rows(random, size_t{batch} * query_tokens);
       std::vector<weft_query> queries;
       for (uint32_t q = 0; q < batch; ++q) {
-        queries.push_back({.struct_size = sizeof(weft_query),
-                           .n_tokens = query_tokens,
-                           .rows = rows.data() + size_t{q} * query_tokens * kDim,
-                           .base_shift = 6,
-                           .base_unit = 1e-3f,
-                           .code_unit = 5e-4f});
+        queries.push_back(query_of(rows.data() + size_t{q} * query_tokens * kDim, query_tokens));
       }
       std::vector<uint32_t> docs(batch * kK);
       std::vector<float> scores(batch * kK);
